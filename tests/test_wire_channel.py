@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The transition tables, and the dialects beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mockdev.errors import LocalProtocolError, RemoteProtocolError
+from mockdev.wire.channel import MAIN, MULTIFD, Course, Event, Phase, Table
+from mockdev.wire.dialect import DIALECTS, dialect, dialect_of_machine
+
+
+@pytest.mark.parametrize("table", [MULTIFD, MAIN])
+def test_every_phase_can_be_reached_and_closes(table: Table) -> None:
+    reached = {Phase.NEW}
+    while True:
+        more = reached | {after for phase in reached for after in table[phase].values()}
+        if more == reached:
+            break
+        reached = more
+    assert reached == set(table)
+    assert all(Event.CLOSE in table[p] for p in reached - {Phase.CLOSED})
+
+
+def test_pages_before_the_first_sync_are_refused_at_both_ends() -> None:
+    for local, kind in ((True, LocalProtocolError), (False, RemoteProtocolError)):
+        course = Course(MULTIFD, "channel 0", local=local)
+        course.take(Event.INIT)
+        with pytest.raises(kind, match="before its first SYNC"):
+            course.take(Event.RAM)
+
+
+def test_a_precopy_stream_takes_its_course() -> None:
+    course = Course(MAIN, "main", local=False)
+    for event in (
+        *(Event.HEADER, Event.CONFIGURATION, Event.COMMAND, Event.START, Event.START, Event.PART),
+        *(Event.SWITCHOVER, Event.END, Event.END, Event.FULL, Event.EOF, Event.DESCRIPTION, Event.CLOSE),
+    ):
+        course.take(event)
+    assert course.phase is Phase.CLOSED
+
+
+@pytest.mark.parametrize("late", [Event.PART, Event.START, Event.SWITCHOVER, Event.COMMAND])
+def test_nothing_iterates_after_the_switch(late: Event) -> None:
+    course = Course(MAIN, "main", local=False)
+    for event in (Event.HEADER, Event.CONFIGURATION, Event.START, Event.SWITCHOVER, Event.END):
+        course.take(event)
+    with pytest.raises(RemoteProtocolError):
+        course.take(late, 77)
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        ("pc-i440fx-10.0", "10.0"),
+        ("pc-q35-11.1", "11.1"),
+        ("pc-i440fx-9.2", "9.2"),
+        ("virt-12.3", "11.1"),
+        ("pc-i440fx-2.12", None),
+        ("microvm", None),
+    ],
+)
+def test_dialect_of_machine(machine: str, name: str | None) -> None:
+    found = dialect_of_machine(machine)
+    assert (found.name if found else None) == name
+
+
+def test_dialects_only_ever_gain_device_state() -> None:
+    flags = [d.device_state for d in DIALECTS]
+    assert flags == sorted(flags)
+    assert dialect("10.0").device_state
+    assert not dialect("9.2").switchover_start
+    with pytest.raises(KeyError, match=r"known: 8\.0"):
+        dialect("7.2")
