@@ -8,7 +8,12 @@ import os
 
 
 class VfmigError(Exception):
-    """Anything this project raises on purpose; the message is a sentence for a person."""
+    """Anything this project raises on purpose; the message is a sentence for a person.
+
+    environment: whether the machine or an input file is to blame, rather than this program.
+    """
+
+    environment = False
 
 
 class LocalProtocolError(VfmigError):
