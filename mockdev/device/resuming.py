@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The resume file: records written to it are copied to the device's memory and loaded one by one.
+
+As in the kernel nothing notices a stream that is cut; ask `inside_record` and `loaded_bytes`.
+
+Source: Linux drivers/vfio/pci/mlx5/main.c: mlx5vf_resume_write
+"""
+
+from __future__ import annotations
+
+import errno
+
+from mockdev.device.faults import Faults
+from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Written
+from mockdev.device.timing import Command, Firmware
+from mockdev.errors import DeviceError
+from mockdev.vfio.mlx5_stream import LoadState, ResumeMachine
+
+
+class ResumeFile(DataFile):
+    """One resume session. image: the memory that the state goes to; more than it holds is ENOMEM.
+
+    written_bytes: stream bytes taken. received_bytes: of the state, copied to the image.
+    loaded_bytes: of these, what LOAD commands have ended for. loads: how many ended.
+    """
+
+    def __init__(self, image: memoryview, firmware: Firmware, faults: Faults) -> None:
+        self.written_bytes = 0
+        self.received_bytes = 0
+        self.loaded_bytes = 0
+        self.loads = 0
+        self.machine = ResumeMachine()
+        self._records = firmware.profile.records
+        self._image = image
+        self._firmware = firmware
+        self._faults = faults
+        self._loading: Command | None = None
+        self._failure: DeviceError | None = None
+        self._dead = False
+
+    @property
+    def inside_record(self) -> bool:
+        """Whether the stream, if it ended here, is cut inside a record."""
+        return self.machine.inside_record
+
+    def write(self, now_ns: int, data: memoryview) -> Written:
+        """Take bytes until a LOAD starts; consumed is short then, and the rest is for ready_ns or later.
+
+        A blocking write is over when all is consumed and ready_ns has come and one more call, with
+        nothing or the rest, has raised no error. DeviceError (the session is dead, whatever was consumed):
+        ENOMEM (a record or the state too large), EOPNOTSUPP (unknown mandatory record), EINVAL (an
+        empty image first), ENODEV (dead before), or what the LOAD failed with.
+        """
+        if (wait := self.busy(now_ns)) is not None:
+            return Written(0, wait.ready_ns)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._dead:
+            raise DeviceError(errno.ENODEV, "the resume session has ended")
+        try:
+            taken = self._records_in(now_ns, data) if self._records else self._bytes_in(now_ns, data)
+        except DeviceError:
+            self._dead = True
+            raise
+        self.written_bytes += taken
+        ready = self.busy(now_ns)
+        if ready is None and self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return Written(taken, now_ns if ready is None else ready.ready_ns)
+
+    def busy(self, now_ns: int) -> NotYet | None:
+        """When the running LOAD can end at the earliest; None when none runs."""
+        self._firmware.advance(now_ns)
+        return None if self._loading is None else NotYet(self._firmware.ready_ns(self._loading))
+
+    def poll(self, now_ns: int) -> int:
+        """POLL_ bits: a resume file has no hook for poll, so it is always ready."""
+        self._firmware.advance(now_ns)
+        return POLL_OUT | POLL_WRNORM
+
+    def kill(self, now_ns: int) -> None:
+        """End the session; later writes get ENODEV."""
+        if self._loading is not None:
+            self._firmware.cancel(now_ns, self._loading)
+            self._loading = None
+        self._dead = True
+
+    def _records_in(self, now_ns: int, data: memoryview) -> int:
+        machine = self.machine
+        at = 0
+        while at < len(data) or machine.work:
+            step = machine.step(data[at:])
+            at += step.consumed
+            if step.image is not None:
+                self._receive(step.image)
+            elif step.load is not None:
+                self._load(now_ns, step.load)
+                if self._loading is not None or self._failure is not None:
+                    break
+            elif machine.state is LoadState.READ_IMAGE:
+                self._check_room(machine.record_size)
+        return at
+
+    def _bytes_in(self, now_ns: int, data: memoryview) -> int:
+        if data:
+            self._check_room(len(data))
+            self._receive(data)
+            self._load(now_ns, len(data))
+        return len(data)
+
+    def _check_room(self, size: int) -> None:
+        if self.received_bytes + size > len(self._image):
+            raise DeviceError(
+                errno.ENOMEM, f"{size} bytes after {self.received_bytes} in a device of {len(self._image)}"
+            )
+
+    def _receive(self, piece: memoryview) -> None:
+        end = self.received_bytes + len(piece)
+        self._image[self.received_bytes : end] = piece
+        self.received_bytes = end
+
+    def _load(self, now_ns: int, size: int) -> None:
+        cost_ns = self._firmware.profile.load_ns(size)
+        self._loading = Command(cost_ns, lambda _end_ns: self._loaded(size))
+        self._firmware.start(now_ns, self._loading)
+
+    def _loaded(self, size: int) -> None:
+        self._loading = None
+        fault = self._faults.load
+        if fault is not None and self.loaded_bytes <= fault.offset < self.loaded_bytes + size:
+            self._dead = True
+            self._failure = DeviceError(fault.errno, f"injected at byte {fault.offset} of the state")
+            return
+        self.loads += 1
+        self.loaded_bytes += size

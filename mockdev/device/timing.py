@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a device's commands cost, and how the functions of one PF share its firmware.
+
+Costs are of one VF alone. `Firmware` slows SAVE and LOAD down by processor sharing: each of k commands
+that run at once advances at k**-gamma / (1 + eta * (n - 1)) of full speed, n being the functions of
+that PF with a data file open, busy or not. The figures of connectx7 are fitted to published downtimes;
+how the cost is split between SAVE and LOAD, or between the arcs, nobody has published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import ceil
+
+MIB = 1 << 20
+_MS = 1_000_000
+_SLACK_NS = 0.001  # what rounding of shared work may leave over at the end of a command
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Nanoseconds that commands take on an otherwise idle PF.
+
+    records: whether the stream has mlx5's records; else it is the bare bytes of the image.
+    config_per_function_ns: loading the PCI config of one device, for each function of its PF.
+    """
+
+    name: str
+    records: bool = True
+    save_fixed_ns: int = 0
+    save_mib_ns: int = 0
+    load_fixed_ns: int = 0
+    load_mib_ns: int = 0
+    gamma: float = 0.0
+    eta: float = 0.0
+    suspend_initiator_ns: int = 0
+    suspend_responder_ns: int = 0
+    resume_responder_ns: int = 0
+    resume_initiator_ns: int = 0
+    query_ns: int = 0
+    reset_ns: int = 0
+    config_per_function_ns: int = 0
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing costs time, so that no call ever says NotYet and the PF's devices share nothing."""
+        return self == Profile(self.name, self.records)
+
+    def save_ns(self, size: int) -> int:
+        """Cost of a SAVE of `size` bytes."""
+        return self.save_fixed_ns + self.save_mib_ns * size // MIB
+
+    def load_ns(self, size: int) -> int:
+        """Cost of a LOAD of `size` bytes."""
+        return self.load_fixed_ns + self.load_mib_ns * size // MIB
+
+    def at_rate(self, bytes_per_s: int) -> Profile:
+        """The same with SAVE and LOAD at this rate each, and nothing fixed."""
+        mib_ns = MIB * 1_000_000_000 // bytes_per_s
+        return replace(self, save_fixed_ns=0, save_mib_ns=mib_ns, load_fixed_ns=0, load_mib_ns=mib_ns)
+
+
+CONNECTX7 = Profile(
+    "connectx7",
+    save_fixed_ns=_MS // 2,
+    save_mib_ns=_MS * 9 // 8,
+    load_fixed_ns=_MS // 2,
+    load_mib_ns=_MS * 9 // 8,
+    gamma=0.5,
+    eta=0.5,
+    suspend_initiator_ns=7 * _MS,
+    suspend_responder_ns=10 * _MS,
+    resume_responder_ns=4 * _MS,
+    resume_initiator_ns=6 * _MS,
+    query_ns=_MS // 5,
+    reset_ns=100 * _MS,
+    config_per_function_ns=_MS * 35 // 2,
+)
+UNLIMITED = Profile("unlimited")
+OPAQUE = Profile("opaque", records=False)
+
+PROFILES = {profile.name: profile for profile in (CONNECTX7, UNLIMITED, OPAQUE)}
+
+
+class Command:
+    """One SAVE or LOAD: nanoseconds of work left when alone, and whom to tell at what time it ended."""
+
+    __slots__ = ("done", "left_ns")
+
+    def __init__(self, cost_ns: int, done: Callable[[int], None]) -> None:
+        self.left_ns: float = cost_ns
+        self.done = done
+
+
+class Firmware:
+    """The command engine of one PF on one side, shared by its functions.
+
+    Ends of commands happen in order of time, each at its own time, whenever someone calls with a later
+    one; a command that follows starts at the end of the one before. All calls on the devices of one
+    Firmware come from one thread at a time (one lock per PF), unless its profile costs nothing: such a
+    command ends inside start() and nothing is shared.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.functions = 0  # devices of this PF
+        self.sessions = 0  # of these, with a data file open
+        self._running: list[Command] = []
+        self._at_ns = 0
+
+    def enter(self, now_ns: int) -> None:
+        """One more function has a data file."""
+        self.advance(now_ns)
+        self.sessions += 1
+
+    def leave(self, now_ns: int) -> None:
+        """One fewer function has a data file."""
+        self.advance(now_ns)
+        self.sessions -= 1
+
+    def start(self, now_ns: int, command: Command) -> None:
+        """Begin a command; one that costs nothing is done before this returns."""
+        if command.left_ns <= 0:
+            command.done(now_ns)
+            return
+        if now_ns > self._at_ns:
+            self.advance(now_ns)
+        self._running.append(command)
+
+    def cancel(self, now_ns: int, command: Command) -> None:
+        """Take a command back; its end is not told. Nothing happens when it has ended."""
+        self.advance(now_ns)
+        if command in self._running:
+            self._running.remove(command)
+
+    def advance(self, now_ns: int) -> None:
+        """End everything that is over by now_ns. A time before the last one changes nothing."""
+        while self._running:
+            speed = self._speed(len(self._running))
+            soonest = min(self._running, key=lambda command: command.left_ns)
+            end_ns = self._at_ns + max(0, ceil(soonest.left_ns / speed - _SLACK_NS))
+            if end_ns > now_ns:
+                break
+            self._progress(end_ns, speed)
+            self._running.remove(soonest)
+            soonest.done(end_ns)
+        if self._running and now_ns > self._at_ns:
+            self._progress(now_ns, self._speed(len(self._running)))
+        self._at_ns = max(self._at_ns, now_ns)
+
+    def ready_ns(self, command: Command) -> int:
+        """The earliest time at which a running command can end: when no other one starts meanwhile."""
+        at_ns: float = self._at_ns
+        served = 0.0
+        order = sorted(self._running, key=lambda other: other.left_ns)
+        for index, other in enumerate(order):
+            at_ns += max(0.0, other.left_ns - served) / self._speed(len(order) - index)
+            served = max(served, other.left_ns)
+            if other is command:
+                break
+        return ceil(at_ns - _SLACK_NS)
+
+    def _speed(self, running: int) -> float:
+        siblings = max(0, self.sessions - 1)
+        return float(running**-self.profile.gamma) / (1 + self.profile.eta * siblings)
+
+    def _progress(self, until_ns: int, speed: float) -> None:
+        work = (until_ns - self._at_ns) * speed
+        for command in self._running:
+            command.left_ns -= work
+        self._at_ns = until_ns
