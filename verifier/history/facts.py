@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is known of one migration so far: the ground on which invariants stand. It judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from mockdev.journal import AnyLine, Begin, End, Loaded, Mark, Received, Saved, Verified
+from mockdev.journal import Image as ImageLine
+from mockdev.wire.dialect import Dialect, dialect_of_machine
+from mockdev.wire.frames import (
+    CommandItem,
+    ConfigurationItem,
+    DescriptionItem,
+    DeviceStateFrame,
+    EofItem,
+    RamBlocksItem,
+    RamRecordItem,
+    ReturnPathItem,
+    SectionItem,
+    VfioItem,
+)
+from mockdev.wire.mainstream import is_vfio
+from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
+from verifier.capture.flows import Lane, Role
+from verifier.history.image import Image
+from verifier.history.observation import (
+    Broken,
+    BufferDone,
+    FlowEnd,
+    Hole,
+    Observation,
+    Seen,
+    device_name,
+)
+
+RAM_BLOCKS_MAX = 4096
+DEVICES_MAX = 4096
+WAITING_MAX = 1 << 20  # numbers that came before a lower one, over all that count them
+
+
+@dataclass
+class DeviceJournal:
+    """What one side's journal says of one device. config: of those buffers one was the config state."""
+
+    buffers: int = 0
+    payload_bytes: int = 0
+    index_last: int | None = None
+    config: bool = False
+    queued_bytes_max: int | None = None
+    image: ImageLine | None = None
+    equal: bool | None = None
+
+
+class Facts:
+    """One migration. lanes: its flows in order of first sight; ends: how each ended, once it has.
+
+    completed: True when the wire says that the target took everything, False when it says that it did
+    not, None when the wire cannot tell. With only journals, what they say.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lanes: dict[Lane, None] = {}
+        self.main: Lane | None = None
+        self.ends: dict[Lane, FlowEnd] = {}
+        self.holes: dict[Lane, Hole] = {}  # the first that more than shortens a payload
+        self.broken: dict[Lane, Broken] = {}
+        self.foreign: list[Lane] = []
+        self.machine = ""
+        self.dialect: Dialect | None = None
+        self.configuration: ConfigurationItem | None = None
+        self.blocks: dict[str, int] = {}
+        self.ignore_shared = False
+        self.mapped_ram = False
+        self.started: set[str] = set()  # VFIO devices with a START section
+        self.main_config: set[str] = set()  # VFIO devices whose config state came on the main channel
+        self.switchover: Seen | None = None
+        self.eof: Seen | None = None
+        self.described = False
+        self.postcopy = False
+        self.return_path_opened = False
+        self.shut: int | None = None
+        self.flushes = 0
+        self.ends_of_section = 0
+        self.images: dict[str, Image] = {}
+        self.begins: dict[str, Begin] = {}
+        self.outcomes: dict[str, End] = {}
+        self.journals: set[str] = set()
+        self.lines = 0
+        self.waiting_room = WAITING_MAX
+        self.marks: dict[tuple[str, str], int] = {}  # (role, name) -> ns, the first of each
+        self.said: dict[str, dict[str, DeviceJournal]] = {"source": {}, "target": {}}
+        self.state_first_ns: int | None = None
+        self.state_last_ns: int | None = None
+        self.state_bytes = 0  # between those two
+        self._readers: dict[type, Callable[[Seen, Any], None]] = {
+            ConfigurationItem: self._configuration,
+            RamBlocksItem: self._ram_blocks,
+            RamRecordItem: self._ram_record,
+            SectionItem: self._section,
+            CommandItem: self._command,
+            VfioItem: self._vfio,
+            EofItem: self._eof,
+            DescriptionItem: self._description,
+            ReturnPathItem: self._return_path,
+            FlowEnd: self._flow_end,
+            Hole: self._hole,
+            Broken: self._broken,
+            DeviceStateFrame: self._device_state,
+            BufferDone: self._buffer_done,
+        }
+
+    # --- what is asked ------------------------------------------------------------------------------
+
+    @property
+    def channels(self) -> list[Lane]:
+        """The multifd channels, in order of first sight."""
+        return [lane for lane in self.lanes if lane.role is Role.CHANNEL]
+
+    @property
+    def return_path(self) -> Lane | None:
+        """The other direction of the main channel."""
+        return self.main.peer if self.main is not None else None
+
+    def whole(self, lane: Lane | None) -> bool:
+        """Whether all that the flow carried was read, up to a boundary."""
+        if lane is None or lane in self.holes or lane in self.broken:
+            return False
+        end = self.ends.get(lane)
+        return end is not None and not end.inside
+
+    @property
+    def main_whole(self) -> bool:
+        """Whether the main channel was read from its first byte to the end of its stream."""
+        return self.whole(self.main) and self.eof is not None
+
+    @property
+    def channels_whole(self) -> bool:
+        """Whether the wire says that nothing more can have come on any channel, and all was read."""
+        return bool(self.completed) and all(self.whole(lane) for lane in self.channels)
+
+    @property
+    def reset(self) -> bool:
+        """Whether either direction of the main connection was reset: not how a migration ends well."""
+        lanes = [lane for lane in (self.main, self.return_path) if lane is not None]
+        return any(lane in self.ends and self.ends[lane].kind == "rst" for lane in lanes)
+
+    @property
+    def completed(self) -> bool | None:
+        """See the class."""
+        if not self.lanes:
+            return self._completed_by_journals
+        if self.shut:
+            return False
+        if not self.main_whole or self.reset or self.main is None:
+            return None
+        if self.return_path_opened:
+            return True if self.shut == 0 else None
+        return True if self.ends[self.main].kind == "fin" else None
+
+    @property
+    def outcome(self) -> str | None:
+        """The report's word for how it ended, or None."""
+        source, target = self.outcomes.get("source"), self.outcomes.get("target")
+        if not self.journals:
+            return "completed" if self.completed else None  # a failed one may have been cancelled
+        if source is None or target is None:
+            return "crashed" if self.begins.keys() >= {"source", "target"} else None
+        if source.outcome == target.outcome == "completed":
+            return "completed"
+        if source.runs and target.runs:
+            return "split-brain"
+        if not source.runs and not target.runs:
+            return "lost"
+        if "cancelled" in (source.outcome, target.outcome):
+            return "cancelled"
+        return "failed-clean"
+
+    @property
+    def _completed_by_journals(self) -> bool | None:
+        ends = self.outcomes.values()
+        if len(ends) < len(self.journals) or not ends:
+            return None
+        return all(end.outcome == "completed" for end in ends)
+
+    # --- what is told -------------------------------------------------------------------------------
+
+    def take(self, seen: Observation) -> None:
+        """Take note of an observation."""
+        if isinstance(seen, Seen):
+            reader = self._readers.get(type(seen.event))
+            if reader is not None:
+                reader(seen, seen.event)
+            return
+        self._line(seen.role, seen.line)
+
+    def join(self, lane: Lane) -> None:
+        """A flow of this migration."""
+        self.lanes[lane] = None
+        if lane.role is Role.MAIN:
+            self.main = lane
+
+    def image(self, device: str, make: Callable[[], Image]) -> Image:
+        """The image of a device, made at first need."""
+        found = self.images.get(device)
+        if found is None:
+            if len(self.images) >= DEVICES_MAX:
+                device = "(further devices)"
+                if device in self.images:
+                    return self.images[device]
+            found = self.images[device] = make()
+            if self.switchover is not None:
+                found.release()
+        return found
+
+    def _line(self, role: str, line: AnyLine) -> None:
+        self.journals.add(role)
+        self.lines += 1
+        if isinstance(line, Begin):
+            self.begins[role] = line
+        elif isinstance(line, End):
+            self.outcomes[role] = line
+        elif isinstance(line, Mark):
+            self.marks.setdefault((role, line.name), line.t)
+        elif isinstance(line, Saved | Loaded | Received | ImageLine | Verified):
+            self._device_line(role, line)
+
+    def _device_line(self, role: str, line: Saved | Loaded | Received | ImageLine | Verified) -> None:
+        devices = self.said.setdefault(role, {})
+        if line.device not in devices and len(devices) >= DEVICES_MAX:
+            return
+        said = devices.setdefault(line.device, DeviceJournal())
+        if isinstance(line, ImageLine):
+            said.image = line
+        elif isinstance(line, Verified):
+            said.equal = line.equal
+        elif isinstance(line, Received):
+            said.queued_bytes_max = max(said.queued_bytes_max or 0, line.queued_bytes)
+        else:
+            if line.idx >= 0:
+                said.index_last = max(said.index_last or 0, line.idx)
+            said.config |= line.config
+            if not line.config:
+                said.buffers += 1
+                said.payload_bytes += line.size
+
+    def _configuration(self, _: Seen, item: ConfigurationItem) -> None:
+        self.configuration = item
+        self.machine = item.machine
+        self.dialect = dialect_of_machine(item.machine)
+        for name, _version, value in item.subsections:
+            if name == "configuration/capabilities" and isinstance(value, tuple):
+                self.ignore_shared = "x-ignore-shared" in value
+                self.mapped_ram = "mapped-ram" in value
+
+    def _ram_blocks(self, _: Seen, item: RamBlocksItem) -> None:
+        if len(self.blocks) + len(item.blocks) <= RAM_BLOCKS_MAX:
+            self.blocks.update((name, length) for name, length, _gpa in item.blocks)
+
+    def _ram_record(self, _: Seen, item: RamRecordItem) -> None:
+        if item.flags == RamFlag.MULTIFD_FLUSH:
+            self.flushes += 1
+        elif item.flags == RamFlag.EOS:
+            self.ends_of_section += 1
+
+    def _section(self, _: Seen, item: SectionItem) -> None:
+        if item.tag == Tag.SECTION_START and is_vfio(item.idstr) and len(self.started) < DEVICES_MAX:
+            self.started.add(device_name(item.idstr, item.instance_id))
+
+    def _command(self, seen: Seen, item: CommandItem) -> None:
+        if item.command == Command.OPEN_RETURN_PATH:
+            self.return_path_opened = True
+        elif item.command in (Command.POSTCOPY_LISTEN, Command.POSTCOPY_RUN):
+            self.postcopy = True
+        elif item.command == Command.SWITCHOVER_START and self.switchover is None:
+            self.switchover = seen
+            for image in self.images.values():
+                image.release()
+
+    def _device_state(self, seen: Seen, _: DeviceStateFrame) -> None:
+        if self.state_first_ns is None:
+            self.state_first_ns = seen.time_ns
+
+    def _buffer_done(self, seen: Seen, item: BufferDone) -> None:
+        self.state_last_ns = seen.time_ns
+        self.state_bytes += item.data_size
+
+    def _vfio(self, seen: Seen, item: VfioItem) -> None:
+        if item.data_size and self.switchover is not None:
+            self.state_first_ns = self.state_first_ns or seen.time_ns
+            self.state_last_ns = seen.time_ns
+            self.state_bytes += item.data_size
+        if item.tag == VfioTag.DEV_CONFIG_STATE and len(self.main_config) < DEVICES_MAX:
+            self.main_config.add(seen.device)
+
+    def _eof(self, seen: Seen, _: EofItem) -> None:
+        self.eof = self.eof or seen
+
+    def _description(self, _seen: Seen, _item: DescriptionItem) -> None:
+        self.described = True
+
+    def _return_path(self, _: Seen, item: ReturnPathItem) -> None:
+        if item.type == ReturnPath.SHUT and len(item.data) == 4:
+            self.shut = (self.shut or 0) | int.from_bytes(item.data, "big")
+
+    def _flow_end(self, seen: Seen, item: FlowEnd) -> None:
+        self.ends[seen.lane] = item
+
+    def _hole(self, seen: Seen, item: Hole) -> None:
+        if not (item.inside_payload and item.reason == "snapped"):
+            self.holes.setdefault(seen.lane, item)
+
+    def _broken(self, seen: Seen, item: Broken) -> None:
+        self.broken[seen.lane] = item

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reads journals line by line, each line with its place in the file, and tells what is no journal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from mockdev.journal import LINE_BYTES_MAX, SCHEMA, AnyLine, Begin, JournalError
+from verifier.history.observation import Said
+
+_TRACE = re.compile(rb"(\S+ )?(vfio|multifd|migrat|savevm|loadvm|ram|postcopy|qemu)_\w+ ")
+_decode = msgspec.json.Decoder(AnyLine).decode
+
+
+def is_journal(head: bytes) -> bool:
+    """Whether a file that begins so may be a journal."""
+    return head.lstrip()[:1] == b"{"
+
+
+def is_trace_log(head: bytes) -> bool:
+    """Whether a file that begins so looks like a log of QEMU's trace events."""
+    return bool(_TRACE.match(head))
+
+
+def read_journal(path: Path) -> Iterator[Said]:
+    """The lines of a journal. JournalError on the first that is none; a cut last line ends it."""
+    role = ""
+    offset = 0
+    with path.open("rb") as file:
+        while raw := file.readline(LINE_BYTES_MAX):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                line: AnyLine = _decode(raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                raise JournalError(f"{path}, at byte {offset}: not a journal line: {error}") from None
+            if not role:
+                if not isinstance(line, Begin) or line.schema != SCHEMA:
+                    raise JournalError(f"{path}: not a journal of schema {SCHEMA}")
+                if line.role not in ("source", "target"):
+                    raise JournalError(f"{path}: a journal of role {line.role!r}, neither source nor target")
+                role = line.role
+            yield Said(role, line, str(path), offset, len(raw))
+            offset += len(raw)

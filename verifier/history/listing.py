@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Decodes a capture or a journal to one JSON-ready object per frame, to the last byte.
+
+    for entry in listing(path): print(entry)
+
+The keys are the field names of the layouts in `mockdev.wire.structs`. What cannot be decoded becomes an
+entry too, so the sizes of a flow's entries and their payloads add up to the flow.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mockdev.wire.frames import (
+    CommandItem,
+    DeviceStateFrame,
+    FooterItem,
+    InitFrame,
+    RamFrame,
+    RamRecordItem,
+    ReturnPathItem,
+    SectionItem,
+    VfioItem,
+)
+from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
+from verifier.capture.pcapng import open_capture
+from verifier.history.history import History
+from verifier.history.journals import is_journal, read_journal
+from verifier.history.observation import Broken, Observation, Seen, text
+
+Entry = dict[str, Any]
+_SHOWN_BYTES_MAX = 64
+_QUEUED_MAX = 4096
+
+
+def list_capture(path: str | PathLike[str], emit: Callable[[Entry], None]) -> None:
+    """Call `emit` with an entry for everything that is seen in a capture. CaptureError as open_capture."""
+
+    class Emitter:
+        def on(self, seen: Observation) -> None:
+            if isinstance(seen, Seen):
+                emit(entry_of(seen))
+
+    history = History(lambda _: Emitter())
+    with open_capture(path) as capture:
+        history.read_capture(capture)
+        for decoder in history.decoders:
+            if decoder.undecodable or decoder.lost:
+                emit(
+                    {
+                        "flow": decoder.lane.name,
+                        "kind": "Rest",
+                        "lost_bytes": decoder.lost,
+                        "undecodable_bytes": decoder.undecodable,
+                        "why": decoder.why or decoder.lane.why,
+                    }
+                )
+        if capture.truncated:
+            emit({"flow": "", "kind": "Truncated", "why": capture.truncated})
+        history.close()
+
+
+def list_journal(path: str | PathLike[str], emit: Callable[[Entry], None]) -> None:
+    """Call `emit` with an entry for every line of a journal. JournalError as read_journal."""
+    for said in read_journal(Path(path)):
+        entry = msgspec.to_builtins(said.line)
+        emit({"flow": f"{said.role} journal", "offset": said.offset, "size": said.size, **entry})
+
+
+def listing(path: str | PathLike[str]) -> Iterator[Entry]:
+    """The entries of a capture or journal, in bounded memory however large it is.
+
+    Raises what reading it raises: CaptureError, JournalError, OSError.
+    """
+    with Path(path).open("rb") as file:
+        read = list_journal if is_journal(file.read(64)) else list_capture
+    handed: queue.Queue[Entry | BaseException | None] = queue.Queue(_QUEUED_MAX)
+    stopped = threading.Event()
+
+    def put(item: Entry | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                handed.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+        raise _StoppedError
+
+    def work() -> None:
+        try:
+            read(path, put)
+            put(None)
+        except _StoppedError:
+            pass
+        except BaseException as error:
+            if not stopped.is_set():
+                put(error)
+
+    worker = threading.Thread(target=work, name="listing")
+    worker.start()
+    try:
+        while (item := handed.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        worker.join()
+
+
+class _StoppedError(Exception):
+    """Nobody wants the rest."""
+
+
+def entry_of(seen: Seen) -> Entry:
+    """One observation as plain values."""
+    event = seen.event
+    entry: Entry = {
+        "flow": seen.lane.name,
+        "time_ns": seen.time_ns,
+        "offset": event.offset,
+        "size": event.size,
+        "kind": type(event).__name__,
+    }
+    if isinstance(event, Broken):
+        return entry | {"field": event.error.field, "message": event.error.message}
+    for name, value in event._asdict().items():
+        if name in ("offset", "size"):
+            continue
+        if isinstance(value, tuple) and hasattr(value, "_asdict"):
+            entry |= {f"{name}.{field}": _plain(inner) for field, inner in value._asdict().items()}
+        else:
+            entry[name] = _plain(value)
+    return entry | _names(event)
+
+
+def _names(event: object) -> Entry:
+    """What the numbers of an event are called."""
+    if isinstance(event, SectionItem | FooterItem):
+        return {"tag_name": Tag(event.tag).name}
+    if isinstance(event, CommandItem):
+        known = event.command in Command._value2member_map_
+        return {"command_name": Command(event.command).name if known else "?"}
+    if isinstance(event, RamRecordItem):
+        return {"flags_name": RamFlag(event.flags).name or "?"}
+    if isinstance(event, VfioItem):
+        return {"tag_name": VfioTag(event.tag).name}
+    if isinstance(event, ReturnPathItem):
+        return {"type_name": ReturnPath(event.type).name}
+    if isinstance(event, RamFrame):
+        return {"head.ramblock": text(event.head.ramblock)}
+    if isinstance(event, DeviceStateFrame):
+        return {"head.idstr": text(event.head.idstr)}
+    if isinstance(event, InitFrame):
+        return {"head.uuid": event.head.uuid.hex()}
+    return {}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        shown = value.rstrip(b"\0")
+        return shown[:_SHOWN_BYTES_MAX].hex() + ("..." if len(shown) > _SHOWN_BYTES_MAX else "")
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

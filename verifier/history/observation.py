@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One thing seen: a frame of a flow, an event of a flow, or a line of a journal.
+
+Frames are those of `mockdev.wire.frames`; the events here are what a decoder knows beyond them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mockdev.errors import RemoteProtocolError
+from mockdev.journal import AnyLine
+from mockdev.wire.frames import DeviceStateFrame, Frame, VfioItem
+from verifier.capture.flows import Lane
+
+
+class BufferDone(NamedTuple):
+    """The last byte of a device-state packet came, or is known to be missing.
+
+    idx, config: as the packet said. first, last: up to 8 bytes of either end of the data, b"" when they
+    are not in the capture. whole: all of its bytes were there.
+    """
+
+    offset: int
+    size: int
+    idx: int
+    config: bool
+    data_size: int
+    first: bytes
+    last: bytes
+    whole: bool
+
+
+class PagesDone(NamedTuple):
+    """The compressed page data of a RAM packet was inflated. problem: why it could not be, or ""."""
+
+    offset: int
+    size: int
+    expected: int
+    got: int
+    problem: str
+
+
+class Broken(NamedTuple):
+    """The syntax refused what came; nothing after it on this flow can be read."""
+
+    offset: int
+    size: int
+    error: RemoteProtocolError
+
+
+class Hole(NamedTuple):
+    """Bytes that were on the wire and are not in the capture. inside_payload: reading goes on after it."""
+
+    offset: int
+    size: int
+    reason: str
+    inside_payload: bool
+
+
+class Answered(NamedTuple):
+    """Bytes came against the direction of a multifd connection."""
+
+    offset: int
+    size: int
+
+
+class FlowEnd(NamedTuple):
+    """A flow ended. kind: fin, rst or cut. inside: what was being read, "" on a boundary."""
+
+    offset: int
+    size: int
+    kind: str
+    inside: str
+
+
+Event = Frame | BufferDone | PagesDone | Broken | Hole | Answered | FlowEnd
+
+
+class Place(NamedTuple):
+    """Where an event was, without it: for those who keep many."""
+
+    offset: int
+    size: int
+
+
+class Seen(NamedTuple):
+    """An event of a flow. device: "idstr" or "idstr#instance" when it belongs to a VFIO device, else ""."""
+
+    lane: Lane
+    time_ns: int
+    event: Event | Place
+    device: str = ""
+
+    def place(self) -> Seen:
+        """The same without its content."""
+        return Seen(self.lane, self.time_ns, Place(self.event.offset, self.event.size), self.device)
+
+
+class Said(NamedTuple):
+    """A journal line. role: source or target; file, offset, size: where it stands."""
+
+    role: str
+    line: AnyLine
+    file: str
+    offset: int
+    size: int
+
+    @property
+    def time_ns(self) -> int:
+        """When, on the run's clock."""
+        return self.line.t
+
+
+Observation = Seen | Said
+
+
+def device_name(idstr: str, instance_id: int) -> str:
+    """How a device is called in reports: its section's idstr, with the instance when it is not 0."""
+    return f"{idstr}#{instance_id}" if instance_id else idstr
+
+
+def text(field: bytes) -> str:
+    """A NUL-padded name field up to its first NUL; odd bytes are shown escaped."""
+    return field.split(b"\0", 1)[0].decode("ascii", "backslashreplace")
+
+
+def device_of(frame: DeviceStateFrame | VfioItem) -> str:
+    """The device that a frame belongs to."""
+    if isinstance(frame, VfioItem):
+        return device_name(frame.idstr, frame.instance_id)
+    return device_name(text(frame.head.idstr), frame.head.instance_id)
