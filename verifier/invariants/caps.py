@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""BC: what bounds the memory that a buffer, a table or a queue may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mockdev.journal import Received
+from mockdev.wire.frames import DeviceStateFrame, RamFrame, VfioItem
+from mockdev.wire.structs import (
+    COMPRESSION_MASK,
+    MULTIFD_PACKET_BYTES,
+    VFIO_BUFFER_BYTES_MAX,
+    VFIO_DEVICE_STATE_CONFIG,
+    VFIO_IDX_MAX,
+    MultifdFlag,
+    VfioTag,
+)
+from verifier.history.observation import Said, Seen
+from verifier.invariants.passport import (
+    CHANNEL,
+    DEVICE,
+    Finding,
+    Invariant,
+    Need,
+    Passport,
+    Severity,
+    qemu,
+)
+
+# The target's table has an entry per index up to the highest: 24 bytes each, 1.5 GiB at this bound.
+_INDEX_SANE_MAX = 1 << 26
+
+
+class BufferSize(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "BC-1",
+        "A data buffer carries 1 byte to 1 MiB.",
+        Severity.SLOWS,
+        qemu("hw/vfio/migration.c", "vfio_save_setup"),
+        DEVICE,
+    )
+    kinds = (DeviceStateFrame,)
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is None or event.vfio.flags & VFIO_DEVICE_STATE_CONFIG:
+            return
+        if not 1 <= event.payload_size <= VFIO_BUFFER_BYTES_MAX:
+            yield Finding(f"buffer {event.vfio.idx} of {event.payload_size} bytes", (seen,))
+
+
+class PacketNotEmpty(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "BC-2",
+        "A device-state packet announces at least one byte.",
+        Severity.STALLS,
+        qemu("migration/multifd.c", "multifd_device_state_recv"),
+        CHANNEL,
+    )
+    kinds = (DeviceStateFrame,)
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if not event.head.next_packet_size:
+            yield Finding("an empty device-state packet", (seen,))
+
+
+class IndexBound(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "BC-3",
+        "An index is small enough for the table that the target keeps of them.",
+        Severity.STALLS,
+        qemu("hw/vfio/migration-multifd.c", "vfio_load_state_buffer_insert"),
+        DEVICE,
+    )
+    kinds = (DeviceStateFrame,)
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is not None and event.vfio.idx > min(_INDEX_SANE_MAX, VFIO_IDX_MAX):
+            yield Finding(f"index {event.vfio.idx}", (seen,))
+
+
+class QueueCap(Invariant[Received]):
+    passport = Passport(
+        "BC-4",
+        "The bytes queued for a device at the target never exceed the cap that is set.",
+        Severity.ABORTS,
+        qemu("hw/vfio/migration-multifd.c", "vfio_load_state_buffer_insert", "10.1"),
+        DEVICE,
+        (Need.TARGET,),
+    )
+    kinds = (Received,)
+
+    def on(self, seen: Said, event: Received) -> Iterator[Finding]:
+        begin = self.facts.begins.get("target")
+        cap = begin.queue_cap if begin is not None else None
+        if cap is not None and event.idx >= 0 and event.queued_bytes > cap:
+            yield Finding(f"{event.queued_bytes} bytes are queued, at most {cap} may be", (seen,))
+
+
+class BlockSize(Invariant[VfioItem]):
+    passport = Passport(
+        "BC-5",
+        "A block of device state on the main channel carries 1 byte to 1 MiB.",
+        Severity.SLOWS,
+        qemu("hw/vfio/migration.c", "vfio_save_block"),
+        DEVICE,
+    )
+    kinds = (VfioItem,)
+
+    def on(self, seen: Seen, event: VfioItem) -> Iterator[Finding]:
+        if event.tag == VfioTag.DEV_DATA_STATE and not 1 <= event.data_size <= VFIO_BUFFER_BYTES_MAX:
+            yield Finding(f"a block of {event.data_size} bytes", (seen,))
+
+
+class PageData(Invariant[RamFrame]):
+    passport = Passport(
+        "BC-6",
+        "An uncompressed RAM packet announces at most 512 KiB of page data.",
+        Severity.STALLS,
+        qemu("migration/multifd-nocomp.c", "multifd_ram_page_count"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        head = event.head
+        if head.flags & (COMPRESSION_MASK | MultifdFlag.SYNC):
+            return
+        if head.next_packet_size > MULTIFD_PACKET_BYTES:
+            yield Finding(f"{head.next_packet_size} bytes of page data", (seen,))
+
+
+CAPS = (BufferSize, PacketNotEmpty, IndexBound, QueueCap, BlockSize, PageData)

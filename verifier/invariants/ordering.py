@@ -1,0 +1,456 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DS: device state, each buffer in its place and none missing; on the wire and as the endpoints say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mockdev.journal import Loaded, Mark, Received, Sent
+from mockdev.wire.frames import DeviceStateFrame, FooterItem, RamFrame, SectionItem, VfioItem
+from mockdev.wire.mainstream import is_vfio
+from mockdev.wire.structs import (
+    COMPRESSION_MASK,
+    VFIO_DEVICE_STATE_CONFIG,
+    VFIO_DEVICE_STATE_VERSION,
+    Tag,
+    VfioTag,
+)
+from verifier.history.facts import Facts
+from verifier.history.observation import BufferDone, Said, Seen, device_name
+from verifier.invariants.indexes import IndexSet
+from verifier.invariants.passport import (
+    DEVICE,
+    DEVICE_ON_CHANNEL,
+    MIGRATION,
+    Finding,
+    Invariant,
+    Need,
+    Passport,
+    Severity,
+    linux,
+    qemu,
+)
+
+_MULTIFD = "hw/vfio/migration-multifd.c"
+_CONFIG_FIRST = VfioTag.DEV_CONFIG_STATE.to_bytes(8, "big")
+_CONFIG_LAST = VfioTag.END_OF_STATE.to_bytes(8, "big")
+_END, _CONFIG, _SETUP = VfioTag.END_OF_STATE, VfioTag.DEV_CONFIG_STATE, VfioTag.DEV_SETUP_STATE
+_DATA, _SENT = VfioTag.DEV_DATA_STATE, VfioTag.DEV_INIT_DATA_SENT
+_READY = VfioTag.DEV_CONFIG_LOAD_READY
+_DEVICES_MAX = 4096
+_TAGS_MAX = 8  # more than any legal section has, runs of data aside
+
+
+class DeviceStateAllowed(Invariant[DeviceStateFrame | RamFrame]):
+    passport = Passport(
+        "DS-1",
+        "Device state travels over multifd only in a dialect that has it, and only without compression.",
+        Severity.ABORTS,
+        qemu(_MULTIFD, "vfio_multifd_transfer_supported"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (DeviceStateFrame, RamFrame)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.device: Seen | None = None
+        self.compressed: Seen | None = None
+
+    def on(self, seen: Seen, event: DeviceStateFrame | RamFrame) -> Iterator[Finding]:
+        if isinstance(event, DeviceStateFrame):
+            self.device = self.device or seen
+        elif event.head.flags & COMPRESSION_MASK and event.normal:
+            self.compressed = self.compressed or seen
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        dialect = self.facts.dialect
+        if self.device is None:
+            return
+        if self.compressed is not None:
+            yield Finding("device state beside compressed pages", (self.device, self.compressed))
+        elif dialect is not None and not dialect.device_state:
+            yield Finding(f"device state over multifd in dialect {dialect.name}", (self.device,))
+
+
+class DeviceKnown(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-2",
+        "A device-state packet names, padded with zeros, a section that the main channel started.",
+        Severity.ABORTS,
+        qemu("migration/savevm.c", "qemu_loadvm_load_state_buffer"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (DeviceStateFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.names: dict[tuple[bytes, int], tuple[str, Seen]] = {}
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        key = (event.head.idstr, event.head.instance_id)
+        if key in self.names or len(self.names) >= _DEVICES_MAX:
+            return
+        field = event.head.idstr
+        if field[-1] or field[field.find(b"\0") :].strip(b"\0"):
+            yield Finding("the idstr is not padded with zeros", (seen,))
+        self.names[key] = seen.device, seen
+
+    def at_end(self) -> Iterator[Finding]:
+        if not self.complete:
+            return
+        for name, seen in self.names.values():
+            if name not in self.facts.started:
+                yield Finding(f"no section {name!r} was started", (seen,))
+
+
+class VfioHeader(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-3",
+        "A device-state packet is long enough for the VFIO header, whose version is 0.",
+        Severity.ABORTS,
+        qemu(_MULTIFD, "vfio_multifd_load_state_buffer"),
+        DEVICE,
+    )
+    kinds = (DeviceStateFrame,)
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is None:
+            yield Finding(f"a packet of {event.head.next_packet_size} bytes", (seen,))
+        elif event.vfio.version != VFIO_DEVICE_STATE_VERSION:
+            yield Finding(f"version {event.vfio.version}", (seen,))
+
+
+class VfioFlags(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-4",
+        "Of the flags in the VFIO header only CONFIG_STATE is ever set.",
+        Severity.ABORTS,
+        qemu(_MULTIFD, "vfio_multifd_load_state_buffer"),
+        DEVICE,
+    )
+    kinds = (DeviceStateFrame,)
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is not None and event.vfio.flags & ~VFIO_DEVICE_STATE_CONFIG:
+            yield Finding(f"flags {event.vfio.flags:#x}", (seen,))
+
+
+class IndexOnce(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-5",
+        "No two buffers of a device have the same index.",
+        Severity.ABORTS,
+        qemu(_MULTIFD, "vfio_load_state_buffer_insert"),
+        DEVICE,
+        (Need.CHANNELS,),
+    )
+    kinds = (DeviceStateFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.seen = IndexSet(facts)
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is not None and not self.seen.add(event.vfio.idx):
+            yield Finding(f"index {event.vfio.idx} comes twice", (seen,))
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.seen.overflowed:
+            self.unknown = "too many buffers came out of order to tell"
+        return iter(())
+
+
+class ConfigLast(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-6",
+        "Exactly one buffer of a device is its config state, and it has the highest index.",
+        Severity.STALLS,
+        qemu(_MULTIFD, "vfio_multifd_save_complete_precopy_thread"),
+        DEVICE,
+        (Need.CHANNELS,),
+    )
+    kinds = (DeviceStateFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.config: Seen | None = None
+        self.config_idx = -1
+        self.highest: Seen | None = None
+        self.highest_idx = -1
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is None:
+            return
+        idx = event.vfio.idx
+        if event.vfio.flags & VFIO_DEVICE_STATE_CONFIG:
+            if self.config is not None:
+                yield Finding("two config buffers", (self.config, seen))
+            self.config, self.config_idx = self.config or seen, idx
+        elif idx > self.highest_idx:
+            self.highest, self.highest_idx = seen, idx
+
+    def at_end(self) -> Iterator[Finding]:
+        if not self.complete:
+            return
+        if self.config is None and self.highest is not None:
+            yield Finding("no config buffer", (self.highest,))
+        elif self.config is not None and self.highest is not None and self.highest_idx > self.config_idx:
+            yield Finding(
+                f"buffer {self.highest_idx} lies beyond the config buffer {self.config_idx}",
+                (self.config, self.highest),
+            )
+
+
+class IndexRises(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-7",
+        "On one channel the indexes of one device rise.",
+        Severity.SLOWS,
+        qemu("migration/multifd-device-state.c", "multifd_queue_device_state"),
+        DEVICE_ON_CHANNEL,
+    )
+    kinds = (DeviceStateFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.last: Seen | None = None
+        self.idx = -1
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is None:
+            return
+        if event.vfio.idx <= self.idx and self.last is not None:
+            yield Finding(f"index {event.vfio.idx} after {self.idx}", (self.last, seen))
+        self.last, self.idx = seen, event.vfio.idx
+
+
+class ConfigMarks(Invariant[BufferDone]):
+    passport = Passport(
+        "DS-8",
+        "A config buffer lies between the marks CONFIG_STATE and END_OF_STATE.",
+        Severity.ABORTS,
+        qemu(_MULTIFD, "vfio_load_bufs_thread_load_config"),
+        DEVICE,
+    )
+    kinds = (BufferDone,)
+
+    def on(self, seen: Seen, event: BufferDone) -> Iterator[Finding]:
+        if not event.config or not event.whole:
+            return
+        if event.first != _CONFIG_FIRST:
+            yield Finding(f"it begins with {event.first.hex()}", (seen,))
+        elif event.last != _CONFIG_LAST or event.data_size < 16:
+            yield Finding(f"it ends with {event.last.hex()}", (seen,))
+
+
+class NoGap(Invariant[DeviceStateFrame]):
+    passport = Passport(
+        "DS-10",
+        "No index below a device's highest is missing when the migration has completed.",
+        Severity.STALLS,
+        qemu(_MULTIFD, "vfio_load_bufs_thread"),
+        DEVICE,
+        (Need.CHANNELS,),
+    )
+    kinds = (DeviceStateFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.seen = IndexSet(facts)
+        self.last: Seen | None = None
+
+    def on(self, seen: Seen, event: DeviceStateFrame) -> Iterator[Finding]:
+        if event.vfio is not None:
+            self.seen.add(event.vfio.idx)
+            self.last = seen
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.seen.overflowed:
+            self.unknown = "too many buffers came out of order to tell"
+        elif self.complete and self.seen.gap is not None and self.last is not None:
+            yield Finding(f"buffer {self.seen.gap} is missing", (self.last,))
+
+
+class MainChannelShape(Invariant[SectionItem | VfioItem | FooterItem]):
+    passport = Passport(
+        "DS-11",
+        "A VFIO section on the main channel holds what its place and the device's way of transfer ask for.",
+        Severity.ABORTS,
+        qemu("hw/vfio/migration.c", "vfio_load_state, vfio_save_state"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (SectionItem, VfioItem, FooterItem)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.device = ""
+        self.tags: list[int] = []
+        self.multifd_only: dict[str, Seen] = {}  # first section that a device not on multifd cannot have
+        self.main_only: dict[str, Seen] = {}  # and the first that one on multifd cannot have
+
+    def on(self, seen: Seen, event: SectionItem | VfioItem | FooterItem) -> Iterator[Finding]:
+        if isinstance(event, SectionItem):
+            self.device = device_name(event.idstr, event.instance_id) if is_vfio(event.idstr) else ""
+            self.tags = []
+        elif isinstance(event, VfioItem):
+            # A run of data blocks counts as one, so that the list stays short.
+            if len(self.tags) < 2 or (self.tags[-1] != event.tag and len(self.tags) < _TAGS_MAX):
+                self.tags.append(event.tag)
+        elif self.device:
+            multifd, main = _SHAPES[event.tag]
+            tags = tuple(self.tags)
+            if tags not in multifd and tags not in main:
+                names = ", ".join(VfioTag(tag).name for tag in tags[:6])
+                yield Finding(f"{self.device} has {names or 'nothing'} in {Tag(event.tag).name}", (seen,))
+            elif tags not in multifd and len(self.main_only) < _DEVICES_MAX:
+                self.main_only.setdefault(self.device, seen)
+            elif tags not in main and len(self.multifd_only) < _DEVICES_MAX:
+                self.multifd_only.setdefault(self.device, seen)
+
+    def at_end(self) -> Iterator[Finding]:
+        if not self.complete or (self.facts.channels and not self.facts.channels_whole):
+            return
+        for device, seen in self.main_only.items():
+            if device in self.facts.images and self.facts.images[device].index_last is not None:
+                yield Finding(f"{device} has state on the main channel beside multifd", (seen,))
+        for device, seen in self.multifd_only.items():
+            image = self.facts.images.get(device)
+            if image is None or image.index_last is None:
+                yield Finding(f"{device} sends no config state, on the main channel or over multifd", (seen,))
+
+
+# For each section: what a device on multifd may have in it, and what one that is not.
+_SETUP_SHAPE = frozenset(((_SETUP, _END),))
+_PART_SHAPES = frozenset(((_END,), (_SENT,), (_DATA, _END), (_DATA, _SENT)))
+_SHAPES: dict[int, tuple[frozenset[tuple[int, ...]], frozenset[tuple[int, ...]]]] = {
+    Tag.SECTION_START: (_SETUP_SHAPE, _SETUP_SHAPE),
+    Tag.SECTION_PART: (_PART_SHAPES, _PART_SHAPES),
+    Tag.SECTION_END: (
+        frozenset(((_END,),)),
+        frozenset(((_END,), (_DATA, _END), (_DATA, _DATA, _END))),
+    ),
+    Tag.SECTION_FULL: (frozenset(((_END,), (_READY,))), frozenset(((_CONFIG, _END),))),
+}
+
+
+class AfterSwitchover(Invariant[Mark | Sent]):
+    passport = Passport(
+        "DS-9",
+        "The source sends no multifd buffer before it has sent SWITCHOVER_START (by its own journal).",
+        Severity.CORRUPTS,
+        qemu("migration/savevm.c", "qemu_savevm_state_complete_precopy_iterable"),
+        MIGRATION,
+        (Need.SOURCE,),
+    )
+    kinds = (Mark, Sent)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.early: Said | None = None
+        self.switched = False
+
+    def on(self, seen: Said, event: Mark | Sent) -> Iterator[Finding]:
+        if isinstance(event, Mark):
+            if event.name != "switchover-start" or seen.role != "source":
+                return
+            if self.early is not None and event.t > self.early.line.t:
+                yield Finding("a buffer was sent before SWITCHOVER_START", (self.early, seen))
+            self.switched = True
+        elif event.idx >= 0 and not self.switched and self.early is None:
+            self.early = seen
+
+
+class LoadOrder(Invariant[Loaded]):
+    passport = Passport(
+        "DS-13",
+        "The target loads a device's buffers in index order without gap, the config buffer last.",
+        Severity.CORRUPTS,
+        qemu(_MULTIFD, "vfio_load_bufs_thread"),
+        DEVICE,
+        (Need.TARGET,),
+    )
+    kinds = (Loaded,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.next = 0
+        self.last: Said | None = None
+        self.config: Said | None = None
+
+    def on(self, seen: Said, event: Loaded) -> Iterator[Finding]:
+        if self.config is not None:
+            yield Finding("something is loaded after the config buffer", (self.config, seen))
+        elif event.idx < 0:
+            if self.next and not event.config:
+                yield Finding("state of the main channel is loaded after multifd's", (seen,))
+        elif event.idx != self.next:
+            witnesses = (seen,) if self.last is None else (self.last, seen)
+            yield Finding(f"buffer {event.idx} is loaded where {self.next} was next", witnesses)
+        if event.idx >= 0:
+            self.next = event.idx + 1
+        if event.config:
+            self.config = seen
+        self.last = seen
+
+
+class LoadedWasReceived(Invariant[Received | Loaded]):
+    passport = Passport(
+        "DS-14",
+        "The target loads each buffer that it received, once, and no other.",
+        Severity.CORRUPTS,
+        linux("include/uapi/linux/vfio.h", "VFIO_DEVICE_STATE_RESUMING", "5.18"),
+        DEVICE,
+        (Need.TARGET, Need.COMPLETED),
+    )
+    kinds = (Received, Loaded)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        # Two threads write these lines, so their order in the journal proves nothing: only the balance does.
+        self.balance: dict[int, int] = {}
+        self.last: dict[int, Said] = {}
+
+    def on(self, seen: Said, event: Received | Loaded) -> Iterator[Finding]:
+        if event.idx >= 0:
+            self._count(event.idx, seen, 1 if isinstance(event, Received) else -1)
+        return iter(())
+
+    def _count(self, idx: int, seen: Said, change: int) -> None:
+        left = self.balance.get(idx, 0) + change
+        if left:
+            self.balance[idx] = left
+            self.last[idx] = seen
+        else:
+            self.balance.pop(idx, None)
+            self.last.pop(idx, None)
+
+    def at_end(self) -> Iterator[Finding]:
+        for idx, left in sorted(self.balance.items()):
+            if left < 0:
+                yield Finding(f"buffer {idx} is loaded more often than received", (self.last[idx],))
+                return
+            if self.complete:
+                yield Finding(f"buffer {idx} is received and never loaded", (self.last[idx],))
+                return
+
+
+ORDERING = (
+    DeviceStateAllowed,
+    DeviceKnown,
+    VfioHeader,
+    VfioFlags,
+    IndexOnce,
+    ConfigLast,
+    IndexRises,
+    ConfigMarks,
+    NoGap,
+    MainChannelShape,
+    AfterSwitchover,
+    LoadOrder,
+    LoadedWasReceived,
+)

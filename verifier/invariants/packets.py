@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""MP: what stands in the head of a multifd packet, and the page data after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mockdev.wire.frames import DeviceStateFrame, RamFrame
+from mockdev.wire.structs import (
+    COMPRESSION_MASK,
+    MULTIFD_FLAGS_KNOWN,
+    MULTIFD_PACKET_BYTES,
+    PAGE_BYTES,
+    MultifdFlag,
+)
+from verifier.history.facts import Facts
+from verifier.history.observation import PagesDone, Seen, text
+from verifier.invariants.indexes import IndexSet
+from verifier.invariants.passport import (
+    CHANNEL,
+    MIGRATION,
+    Finding,
+    Invariant,
+    Need,
+    Passport,
+    Severity,
+    qemu,
+)
+
+_PAGES = MULTIFD_PACKET_BYTES // PAGE_BYTES
+_COMPRESSED_MAX = 1 << 20
+_NAMES_MAX = 4096
+_SYNC = MultifdFlag.SYNC
+_NO_NAME = bytes(256)
+
+
+class Flags(Invariant[RamFrame | DeviceStateFrame]):
+    passport = Passport(
+        "MP-2",
+        "A packet's flags are known ones, and SYNC and DEVICE_STATE stand alone.",
+        Severity.CORRUPTS,
+        qemu("migration/multifd.c", "multifd_recv_thread"),
+        CHANNEL,
+    )
+    kinds = (RamFrame, DeviceStateFrame)
+
+    def on(self, seen: Seen, event: RamFrame | DeviceStateFrame) -> Iterator[Finding]:
+        flags = event.head.flags
+        if flags & ~MULTIFD_FLAGS_KNOWN:
+            yield Finding(f"flags {flags:#x} have unknown bits", (seen,))
+        elif flags & (_SYNC | MultifdFlag.DEVICE_STATE) and flags & (flags - 1):
+            yield Finding(f"flags {flags:#x} combine what stands alone", (seen,))
+
+
+class OneCompression(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-3",
+        "All packets with pages name one and the same compression method, which the dialect knows.",
+        Severity.ABORTS,
+        qemu("migration/multifd-nocomp.c", "multifd_nocomp_recv"),
+        MIGRATION,
+        (Need.CHANNELS,),
+    )
+    kinds = (RamFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.first: Seen | None = None
+        self.method = 0
+        self.with_data = False
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        flags = event.head.flags
+        if flags & _SYNC:
+            return
+        method = flags & COMPRESSION_MASK
+        self.with_data |= event.head.normal_pages > 0
+        if self.first is None:
+            self.first, self.method = seen, method
+            dialect = self.facts.dialect
+            if method & (method - 1) or (dialect is not None and method & ~dialect.compression_mask):
+                yield Finding(f"compression bits {method:#x} name no method", (seen,))
+        elif method != self.method:
+            yield Finding(f"compression bits {method:#x} after {self.method:#x}", (self.first, seen))
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.method and not self.with_data:
+            self.unknown = "no packet has page data, so its method is only a claim"
+        return iter(())
+
+
+class PagesAlloc(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-4",
+        "pages_alloc is the page count of a packet; 0 in a SYNC packet.",
+        Severity.ABORTS,
+        qemu("migration/multifd-nocomp.c", "multifd_ram_fill_packet"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        wanted = 0 if event.head.flags & _SYNC else _PAGES
+        if event.head.pages_alloc != wanted:
+            yield Finding(f"pages_alloc {event.head.pages_alloc}, not {wanted}", (seen,))
+
+
+class PageCounts(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-5",
+        "A data packet has at least one page and at most as many as its table takes.",
+        Severity.ABORTS,
+        qemu("migration/multifd-nocomp.c", "multifd_ram_unfill_packet"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        head = event.head
+        if not head.flags & _SYNC and not 1 <= head.normal_pages + head.zero_pages <= _PAGES:
+            yield Finding(f"{head.normal_pages} normal and {head.zero_pages} zero pages", (seen,))
+
+
+class BlockName(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-6",
+        "A data packet's block name is terminated, padded with zeros, and in the list of blocks.",
+        Severity.ABORTS,
+        qemu("migration/multifd-nocomp.c", "multifd_ram_unfill_packet"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (RamFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.names: dict[bytes, Seen] = {}
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        field = event.head.ramblock
+        if event.head.flags & _SYNC or field in self.names:
+            return
+        if field[field.find(b"\0") :].strip(b"\0") or field[-1]:
+            yield Finding("the block name is not padded with zeros", (seen,))
+        if len(self.names) < _NAMES_MAX:
+            self.names[field] = seen
+
+    def at_end(self) -> Iterator[Finding]:
+        blocks = self.facts.blocks
+        for field, seen in self.names.items() if blocks else ():
+            if text(field) not in blocks:
+                yield Finding(f"there is no RAM block {text(field)!r}", (seen,))
+
+
+class PageOffsets(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-7",
+        "Each page offset is a multiple of the page size and lies inside its block.",
+        Severity.CORRUPTS,
+        qemu("migration/multifd-nocomp.c", "multifd_ram_unfill_packet"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (RamFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.highest: dict[bytes, tuple[int, Seen]] = {}
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        offsets = event.normal + event.zero
+        if not offsets or event.head.flags & _SYNC:
+            return
+        if any(offset & (PAGE_BYTES - 1) for offset in offsets):
+            yield Finding("a page offset is not a multiple of the page size", (seen,))
+        last, block = max(offsets), event.head.ramblock
+        known = self.highest.get(block)
+        if (known is None and len(self.highest) < _NAMES_MAX) or (known is not None and known[0] < last):
+            self.highest[block] = last, seen
+
+    def at_end(self) -> Iterator[Finding]:
+        for block, (offset, seen) in self.highest.items():
+            length = self.facts.blocks.get(text(block))
+            if length is not None and offset > length - PAGE_BYTES:
+                yield Finding(f"page {offset:#x} of {text(block)!r}, which has {length:#x} bytes", (seen,))
+
+
+class DataSize(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-9",
+        "next_packet_size is the size of the page data: whole pages when uncompressed, at most 1 MiB "
+        "otherwise, 0 without normal pages.",
+        Severity.CORRUPTS,
+        qemu("migration/multifd-nocomp.c", "multifd_send_prepare_iovs"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        head = event.head
+        if head.flags & _SYNC:
+            return
+        size, pages = head.next_packet_size, head.normal_pages
+        if head.flags & COMPRESSION_MASK and pages:
+            if not 0 < size <= _COMPRESSED_MAX:
+                yield Finding(f"{size} bytes of compressed data", (seen,))
+        elif size != pages * PAGE_BYTES:
+            yield Finding(f"next_packet_size {size} with {pages} pages of data", (seen,))
+
+
+class DataInflates(Invariant[PagesDone]):
+    passport = Passport(
+        "MP-10",
+        "Compressed page data inflates, in the channel's running stream, to exactly its pages.",
+        Severity.ABORTS,
+        qemu("migration/multifd-zlib.c, multifd-zstd.c", "multifd_zlib_recv, multifd_zstd_recv"),
+        CHANNEL,
+    )
+    kinds = (PagesDone,)
+
+    def on(self, seen: Seen, event: PagesDone) -> Iterator[Finding]:
+        if event.got < 0:
+            self.unknown = "its page data cannot be inflated here (a hole before it, or hardware compression)"
+        elif event.problem:
+            yield Finding(f"page data of {event.expected} bytes: {event.problem}", (seen,))
+
+
+class Reserved(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-11",
+        "Reserved fields and unused places of the offset table are zero.",
+        Severity.CORRUPTS,
+        qemu("migration/multifd.c", "multifd_send_fill_packet"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        head = event.head
+        if head.unused32 or any(head.unused64):
+            yield Finding("a reserved field is set", (seen,))
+        elif any(event.unused):
+            yield Finding("an unused place of the offset table is set", (seen,))
+
+
+class PacketNumbers(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-12",
+        "The numbers of RAM and SYNC packets are 0 to n-1 without gap or repeat.",
+        Severity.CORRUPTS,
+        qemu("migration/multifd.c", "multifd_send_fill_packet"),
+        MIGRATION,
+        (Need.CHANNELS,),
+    )
+    kinds = (RamFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.numbers = IndexSet(facts)
+        self.last: Seen | None = None
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        self.last = seen
+        if not self.numbers.add(event.head.packet_num):
+            yield Finding(f"packet number {event.head.packet_num} comes twice", (seen,))
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.numbers.overflowed:
+            self.unknown = "too many packet numbers came out of order to tell"
+        elif self.complete and self.numbers.gap is not None and self.last is not None:
+            yield Finding(f"packet number {self.numbers.gap} is missing", (self.last,))
+
+
+class PacketNumberOrder(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-16",
+        "On one channel the packet numbers rise.",
+        Severity.SLOWS,
+        qemu("migration/multifd.c", "multifd_send_fill_packet"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.last: Seen | None = None
+        self.number = -1
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        number = event.head.packet_num
+        if number <= self.number and self.last is not None:
+            yield Finding(f"packet {number} after packet {self.number}", (self.last, seen))
+        self.last, self.number = seen, number
+
+
+class SyncEmpty(Invariant[RamFrame]):
+    passport = Passport(
+        "MP-13",
+        "A SYNC packet carries no pages, no data and no block name.",
+        Severity.CORRUPTS,
+        qemu("migration/multifd.c", "multifd_send_thread", "9.0"),
+        CHANNEL,
+    )
+    kinds = (RamFrame,)
+
+    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+        head = event.head
+        if not head.flags & _SYNC:
+            return
+        if head.normal_pages or head.zero_pages or head.next_packet_size or head.ramblock != _NO_NAME:
+            yield Finding("a SYNC packet is not empty", (seen,))
+
+
+PACKETS = (
+    Flags,
+    OneCompression,
+    PagesAlloc,
+    PageCounts,
+    BlockName,
+    PageOffsets,
+    DataSize,
+    DataInflates,
+    Reserved,
+    PacketNumbers,
+    PacketNumberOrder,
+    SyncEmpty,
+)

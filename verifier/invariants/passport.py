@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How an invariant is declared: its passport, its partition, and the two calls that judge.
+
+One invariant is one small class. The engine (`judge`) makes one object per partition, so the state of an
+object is about one channel, one device, one migration; it feeds `on` what the class asked for in `kinds`
+and calls `at_end` once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from verifier.history.facts import Facts
+from verifier.history.observation import Observation, Said, Seen
+
+
+class Severity(StrEnum):
+    """What the user loses when the invariant is broken."""
+
+    CORRUPTS = "CORRUPTS"
+    ABORTS = "ABORTS"
+    STALLS = "STALLS"
+    SLOWS = "SLOWS"
+
+
+class Need(StrEnum):
+    """What must have been seen for an invariant to *hold* (it can be violated without)."""
+
+    MAIN = "the whole main channel"
+    CHANNELS = "all multifd channels whole, of a migration that completed"
+    RETURN_PATH = "the whole return path"
+    COMPLETED = "a migration that completed"
+    SOURCE = "the source's journal"
+    TARGET = "the target's journal"
+
+
+class Source(NamedTuple):
+    """Where the statement was read. symbol: function or struct."""
+
+    project: str
+    release: str
+    file: str
+    symbol: str
+
+    def __str__(self) -> str:
+        return f"{self.project} {self.release} {self.file}: {self.symbol}"
+
+
+def qemu(file: str, symbol: str, release: str = "10.0") -> Source:
+    """A place in QEMU."""
+    return Source("QEMU", release, file, symbol)
+
+
+def linux(file: str, symbol: str, release: str = "6.7") -> Source:
+    """A place in Linux."""
+    return Source("Linux", release, file, symbol)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The partition. name: as the catalogue says it; key: of an observation, None when it is in none."""
+
+    name: str
+    key: Callable[[Any], Hashable]
+
+
+def _device_on_channel(seen: Seen) -> Hashable:
+    return seen.device, seen.lane
+
+
+def _side_device(said: Said) -> Hashable:
+    return said.role, said.line.device  # type: ignore[union-attr]
+
+
+def _any_device(seen: Observation) -> Hashable:
+    return seen.device if isinstance(seen, Seen) else seen.line.device  # type: ignore[union-attr]
+
+
+MIGRATION = Scope("migration", lambda _: "migration")
+FLOW = Scope("flow", lambda seen: seen.lane)
+CHANNEL = Scope("channel", lambda seen: seen.lane)
+DEVICE = Scope("device", _any_device)
+DEVICE_ON_CHANNEL = Scope("device on one channel", _device_on_channel)
+SIDE_DEVICE = Scope("device at one end", _side_device)
+
+
+@dataclass(frozen=True)
+class Passport:
+    """What an invariant says. id: family and number, never reused. statement: one sentence."""
+
+    id: str
+    statement: str
+    severity: Severity
+    source: Source
+    scope: Scope
+    needs: tuple[Need, ...] = ()
+
+
+class Finding(NamedTuple):
+    """A violation without its passport. witnesses: the least that shows it."""
+
+    message: str
+    witnesses: tuple[Observation, ...]
+
+
+E = TypeVar("E")
+
+
+class Invariant(Generic[E]):
+    """One partition of one invariant. unknown: why this partition could not be judged, "" when it could."""
+
+    passport: ClassVar[Passport]
+    kinds: ClassVar[tuple[type, ...]]
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self.unknown = ""
+
+    def on(self, seen: Any, event: E) -> Iterator[Finding]:
+        """Weigh one observation; `event` is its frame, event or journal line."""
+        raise NotImplementedError
+
+    def at_end(self) -> Iterator[Finding]:
+        """Weigh what can only be told when no more observations come."""
+        return iter(())
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that the passport needs was there."""
+        return not unmet(self.passport, self.facts)
+
+
+def unmet(passport: Passport, facts: Facts) -> list[Need]:
+    """The needs that the facts do not meet."""
+    return [need for need in passport.needs if not _MET[need](facts)]
+
+
+_MET: dict[Need, Callable[[Facts], bool]] = {
+    Need.MAIN: lambda facts: facts.main_whole,
+    Need.CHANNELS: lambda facts: facts.channels_whole,
+    Need.RETURN_PATH: lambda facts: facts.whole(facts.return_path),
+    Need.COMPLETED: lambda facts: bool(facts.completed),
+    Need.SOURCE: lambda facts: "source" in facts.journals,
+    Need.TARGET: lambda facts: "target" in facts.journals,
+}

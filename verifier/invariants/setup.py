@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""CH: the connections of a migration, and how each introduces itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from mockdev.wire.frames import HeaderItem, InitFrame
+from mockdev.wire.structs import CHANNELS_MAX, MULTIFD_INIT
+from verifier.capture.flows import Role
+from verifier.history.facts import Facts
+from verifier.history.observation import Answered, Broken, FlowEnd, Seen
+from verifier.invariants.passport import (
+    CHANNEL,
+    FLOW,
+    MIGRATION,
+    Finding,
+    Invariant,
+    Need,
+    Passport,
+    Severity,
+    qemu,
+)
+
+_UUID = re.compile("[0-9a-fA-F]{32}")
+
+
+class OneMainChannel(Invariant[HeaderItem | InitFrame | FlowEnd]):
+    passport = Passport(
+        "CH-1",
+        "One connection to the target begins with the main channel's magic and all others with multifd's.",
+        Severity.ABORTS,
+        qemu("migration/migration.c", "migration_ioc_process_incoming"),
+        MIGRATION,
+    )
+    kinds = (HeaderItem, InitFrame, FlowEnd)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.foreign: list[Seen] = []
+
+    def on(self, seen: Seen, event: HeaderItem | InitFrame | FlowEnd) -> Iterator[Finding]:
+        if isinstance(event, FlowEnd) and seen.lane.foreign:
+            self.foreign.append(seen)
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        for seen in self.foreign:
+            yield Finding(f"{seen.lane}: {seen.lane.why}", (seen,))
+        if self.facts.main is None and not self.foreign:
+            self.unknown = "no main channel is in the capture"
+
+
+class InitPacket(Invariant[InitFrame | Broken]):
+    passport = Passport(
+        "CH-3",
+        "A multifd connection begins with an init packet of the known magic and version.",
+        Severity.ABORTS,
+        qemu("migration/multifd.c", "multifd_recv_initial_packet"),
+        CHANNEL,
+    )
+    kinds = (InitFrame, Broken)
+
+    def on(self, seen: Seen, event: InitFrame | Broken) -> Iterator[Finding]:
+        if isinstance(event, Broken) and seen.lane.role is Role.CHANNEL and event.offset < MULTIFD_INIT.size:
+            yield Finding(event.error.message, (seen,))
+
+
+class ChannelIds(Invariant[InitFrame]):
+    passport = Passport(
+        "CH-4",
+        "The channels' ids are 0 to one less than their number, each once.",
+        Severity.STALLS,
+        qemu("migration/multifd.c", "multifd_recv_new_channel"),
+        MIGRATION,
+        (Need.CHANNELS,),
+    )
+    kinds = (InitFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.known: dict[int, Seen] = {}
+
+    def on(self, seen: Seen, event: InitFrame) -> Iterator[Finding]:
+        number = event.head.id
+        if number in self.known:
+            yield Finding(f"two connections say they are channel {number}", (self.known[number], seen))
+        elif number >= CHANNELS_MAX:
+            yield Finding(f"there is no channel {number}", (seen,))
+        self.known.setdefault(number, seen)
+
+    def at_end(self) -> Iterator[Finding]:
+        last = max(self.known)
+        if self.complete and last >= len(self.facts.channels):
+            yield Finding(f"channel {last} among {len(self.facts.channels)} channels", (self.known[last],))
+
+
+class SameUuid(Invariant[InitFrame]):
+    passport = Passport(
+        "CH-5",
+        "All channels name the same VM, as do configuration section and journals where they name one.",
+        Severity.ABORTS,
+        qemu("migration/multifd.c", "multifd_recv_initial_packet"),
+        MIGRATION,
+    )
+    kinds = (InitFrame,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.first: Seen | None = None
+        self.uuid = b""
+        self.channels = 0
+
+    def on(self, seen: Seen, event: InitFrame) -> Iterator[Finding]:
+        self.channels += 1
+        if self.first is None:
+            self.first, self.uuid = seen, event.head.uuid
+        elif event.head.uuid != self.uuid:
+            yield Finding(f"uuid {event.head.uuid.hex()} beside {self.uuid.hex()}", (self.first, seen))
+
+    def at_end(self) -> Iterator[Finding]:
+        others = self._others()
+        for where, uuid in others:
+            if uuid != self.uuid and self.first is not None:
+                yield Finding(f"the channels say {self.uuid.hex()}, {where} {uuid.hex()}", (self.first,))
+                return
+        if self.channels < 2 and not others:
+            self.unknown = "one channel, and nothing else in the input names the VM's uuid"
+
+    def _others(self) -> list[tuple[str, bytes]]:
+        found = []
+        configuration = self.facts.configuration
+        for name, _, value in configuration.subsections if configuration else ():
+            if name == "configuration/uuid" and isinstance(value, bytes):
+                found.append(("the configuration", value))
+        for role, begin in self.facts.begins.items():
+            raw = begin.uuid.replace("-", "")
+            if _UUID.fullmatch(raw):
+                found.append((f"the {role}'s journal", bytes.fromhex(raw)))
+        return found
+
+
+class InitReserved(Invariant[InitFrame]):
+    passport = Passport(
+        "CH-6",
+        "The unused bytes of an init packet are zero.",
+        Severity.ABORTS,
+        qemu("migration/multifd.c", "multifd_send_initial_packet"),
+        CHANNEL,
+    )
+    kinds = (InitFrame,)
+
+    def on(self, seen: Seen, event: InitFrame) -> Iterator[Finding]:
+        if any(event.head.unused1) or any(event.head.unused2):
+            yield Finding("an unused byte is set", (seen,))
+
+
+class OneWay(Invariant[FlowEnd | Answered]):
+    passport = Passport(
+        "CH-7",
+        "No byte goes from target to source on a multifd connection.",
+        Severity.ABORTS,
+        qemu("migration/multifd.c", "multifd_recv_thread"),
+        FLOW,
+    )
+    kinds = (FlowEnd, Answered)
+
+    def on(self, seen: Seen, event: FlowEnd | Answered) -> Iterator[Finding]:
+        if isinstance(event, Answered):
+            yield Finding("the target sent bytes on a multifd connection", (seen,))
+
+
+SETUP = (OneMainChannel, InitPacket, ChannelIds, SameUuid, InitReserved, OneWay)

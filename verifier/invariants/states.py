@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""ST: the VFIO migration state machine, as the endpoints' journals show a device going through it.
+
+The arcs are read from the kernel's documentation of the states, apart from the table that the mock
+devices obey, so that the one can catch the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mockdev.journal import Loaded, Saved, State
+from verifier.history.facts import Facts
+from verifier.history.observation import Said
+from verifier.invariants.passport import (
+    SIDE_DEVICE,
+    Finding,
+    Invariant,
+    Need,
+    Passport,
+    Severity,
+    linux,
+)
+
+_UAPI = "include/uapi/linux/vfio.h"
+_EVERY = frozenset(
+    ("ERROR", "STOP", "RUNNING", "STOP_COPY", "RESUMING", "RUNNING_P2P", "PRE_COPY", "PRE_COPY_P2P")
+)
+_P2P_STATES = frozenset(("RUNNING_P2P", "PRE_COPY_P2P"))
+
+
+def _pairs(text: str) -> frozenset[tuple[str, str]]:
+    out = set()
+    for arc in text.split():
+        left, right = arc.split(">")
+        out.add((left, right))
+    return frozenset(out)
+
+
+# Single arcs of a device that can do everything; then those that replace them in a device without P2P.
+_ARCS = _pairs(
+    "RUNNING_P2P>STOP STOP>RUNNING_P2P RUNNING>RUNNING_P2P RUNNING_P2P>RUNNING "
+    "RUNNING>PRE_COPY PRE_COPY>RUNNING PRE_COPY>PRE_COPY_P2P PRE_COPY_P2P>PRE_COPY "
+    "RUNNING_P2P>PRE_COPY_P2P PRE_COPY_P2P>RUNNING_P2P PRE_COPY_P2P>STOP_COPY "
+    "STOP>STOP_COPY STOP_COPY>STOP STOP>RESUMING RESUMING>STOP"
+)
+_ARCS_WITHOUT_P2P = _pairs(
+    "RUNNING>STOP STOP>RUNNING PRE_COPY>STOP_COPY RUNNING>PRE_COPY PRE_COPY>RUNNING "
+    "STOP>STOP_COPY STOP_COPY>STOP STOP>RESUMING RESUMING>STOP"
+)
+
+
+class LegalArcs(Invariant[State]):
+    passport = Passport(
+        "ST-1",
+        "A device changes its state only along arcs of the migration state machine; ERROR only by a failed "
+        "arc, and out of it only by a reset.",
+        Severity.ABORTS,
+        linux("drivers/vfio/vfio_main.c", "vfio_mig_get_next_state", "5.18"),
+        SIDE_DEVICE,
+    )
+    kinds = (State,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.p2p: Said | None = None
+        self.without: Said | None = None
+
+    def on(self, seen: Said, event: State) -> Iterator[Finding]:
+        old, new = event.old, event.new
+        if old not in _EVERY or new not in _EVERY:
+            yield Finding(f"{old} > {new}: no such state", (seen,))
+            return
+        if new == "ERROR":
+            if not event.errno:
+                yield Finding(f"{old} > ERROR without a failure", (seen,))
+            return
+        if event.errno or old == new or (old == "ERROR" and new == "RUNNING"):
+            return
+        arc = (old, new)
+        if arc not in _ARCS and arc not in _ARCS_WITHOUT_P2P:
+            yield Finding(f"{old} > {new} is no arc", (seen,))
+        elif arc not in _ARCS:
+            self.without = self.without or seen
+        elif arc not in _ARCS_WITHOUT_P2P:
+            self.p2p = self.p2p or seen
+        if self.p2p is not None and self.without is not None:
+            yield Finding("a device with P2P states skips them", (self.p2p, self.without))
+            self.without = None
+
+
+class StateContinues(Invariant[State]):
+    passport = Passport(
+        "ST-2",
+        "An arc begins where the one before ended; a failed one leaves the device where it was, or in ERROR.",
+        Severity.ABORTS,
+        linux(_UAPI, "vfio_device_feature_mig_state", "5.18"),
+        SIDE_DEVICE,
+    )
+    kinds = (State,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.where: str | None = None
+        self.last: Said | None = None
+
+    def on(self, seen: Said, event: State) -> Iterator[Finding]:
+        if self.where is not None and event.old != self.where and self.last is not None:
+            yield Finding(f"it is in {self.where} and leaves {event.old}", (self.last, seen))
+        self.where = event.old if event.errno and event.new != "ERROR" else event.new
+        self.last = seen
+
+
+class SavedWhileSaving(Invariant[State | Saved]):
+    passport = Passport(
+        "ST-3",
+        "State is read only from a device that is being saved: multifd buffers in STOP_COPY, blocks of the "
+        "main channel in PRE_COPY, PRE_COPY_P2P or STOP_COPY.",
+        Severity.CORRUPTS,
+        linux(_UAPI, "VFIO_DEVICE_STATE_STOP_COPY", "5.18"),
+        SIDE_DEVICE,
+        (Need.SOURCE,),
+    )
+    kinds = (State, Saved)
+    before_stop = frozenset(("PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"))
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.where: str | None = None
+        self.last: Said | None = None
+
+    def on(self, seen: Said, event: State | Saved) -> Iterator[Finding]:
+        if isinstance(event, State):
+            if not event.errno:
+                self.where, self.last = event.new, seen
+            return
+        if self.where is None or self.last is None:
+            yield Finding("a buffer is read from a device that took no arc", (seen,))
+        elif not (self.where == "STOP_COPY" or (event.idx < 0 and self.where in self.before_stop)):
+            yield Finding(f"a buffer is read in {self.where}", (self.last, seen))
+
+
+class LoadedWhileResuming(Invariant[State | Loaded]):
+    passport = Passport(
+        "ST-4",
+        "State is loaded only into a device that has been put into RESUMING.",
+        Severity.CORRUPTS,
+        linux(_UAPI, "VFIO_DEVICE_STATE_RESUMING", "5.18"),
+        SIDE_DEVICE,
+        (Need.TARGET,),
+    )
+    kinds = (State, Loaded)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.resumed = False
+
+    def on(self, seen: Said, event: State | Loaded) -> Iterator[Finding]:
+        if isinstance(event, State):
+            self.resumed |= event.new == "RESUMING" and not event.errno
+        elif not self.resumed:
+            yield Finding("a buffer is loaded before the device is RESUMING", (seen,))
+
+
+STATES = (LegalArcs, StateContinues, SavedWhileSaving, LoadedWhileResuming)
