@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which buffer of which device is loaded next, by whoever asks: `LoadPlan`.
+
+Every device's buffers are loaded strictly in the order of their index, the config buffer last, and by one
+loader at a time. Loading begins with SWITCHOVER_START; what came before is kept.
+
+Source: QEMU hw/vfio/migration-multifd.c: vfio_multifd_load_state_buffer, vfio_load_bufs_thread
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+from mockdev.errors import LocalProtocolError, RemoteProtocolError
+from mockdev.multifd.assembly import AHEAD_MAX, Assembly, Buffer
+from mockdev.multifd.budget import Budget
+
+B = TypeVar("B")
+
+
+class LoadJob(NamedTuple, Generic[B]):
+    """Load this buffer into this device (its number), then say `loaded`."""
+
+    device: int
+    buffer: Buffer[B]
+
+
+class _Intake(Generic[B]):
+    """One device: what has come, what is queued, and whether someone loads it now."""
+
+    def __init__(self, name: str, cap: int | None, ahead_max: int) -> None:
+        self.name = name
+        self.assembly: Assembly[B] = Assembly(name, ahead_max)
+        self.budget = Budget(name, cap)
+        self.loading: Buffer[B] | None = None
+        self.listed = False  # in the plan's list of devices that can go on
+        self.landing = False  # the next buffer is being received straight into the device's memory
+        self.done = False
+
+
+class LoadPlan(Generic[B]):
+    """The intake of several devices. devices: their idstrs; cap: queued bytes per device, or None.
+
+    Not safe from several threads at once; its owner locks it.
+    """
+
+    def __init__(self, devices: Sequence[str], cap: int | None = None, ahead_max: int = AHEAD_MAX) -> None:
+        self._intakes: list[_Intake[B]] = [_Intake(name, cap, ahead_max) for name in devices]
+        self._ready: deque[int] = deque()  # devices with a next buffer and no loader
+        self._left = len(self._intakes)
+        self.started = False
+
+    def start(self) -> None:
+        """SWITCHOVER_START was read. RemoteProtocolError when it was read before."""
+        if self.started:
+            raise RemoteProtocolError("SWITCHOVER_START came a second time", channel="main", field="command")
+        self.started = True
+        for device in range(len(self._intakes)):
+            self._list(device)
+
+    def check(self, device: int, idx: int, *, config: bool) -> None:
+        """RemoteProtocolError when such a buffer may not come: ask before its payload is received."""
+        self._intakes[device].assembly.check(idx, config=config)
+
+    def land(self, device: int, idx: int) -> bool:
+        """Whether this buffer may be received straight into the device's memory, and if so, that it is.
+
+        It may when all before it have been loaded: then it is the next to be loaded, and nobody else writes
+        to the device until it has been `received`.
+        """
+        intake = self._intakes[device]
+        free = self.started and intake.loading is None and not intake.landing
+        intake.landing = (free and intake.assembly.next_idx == idx) or intake.landing
+        return free and intake.landing
+
+    def received(self, device: int, buffer: Buffer[B]) -> int:
+        """A whole buffer is here; the device's queued bytes with it.
+
+        RemoteProtocolError: an index that may not come (see Assembly), or over the cap.
+        """
+        intake = self._intakes[device]
+        queued = intake.budget.add(buffer.idx, buffer.size)
+        if buffer.idx == intake.assembly.next_idx:
+            intake.landing = False
+        intake.assembly.insert(buffer)
+        self._list(device)
+        return queued
+
+    def take(self, device: int | None = None) -> LoadJob[B] | None:
+        """The next buffer to load, of `device` or of any; None when there is none (yet).
+
+        The device has a loader from now until it was `written` and `loaded`.
+        """
+        if device is None:
+            if not self._ready:
+                return None
+            device = self._ready.popleft()
+        elif self._intakes[device].listed:
+            self._ready.remove(device)
+        else:
+            return None
+        intake = self._intakes[device]
+        intake.listed = False
+        intake.loading = intake.assembly.take()
+        return LoadJob(device, intake.loading)
+
+    def written(self, job: LoadJob[B]) -> int:
+        """The device took the whole buffer; its queued bytes then. Its loader keeps it until `loaded`."""
+        return self._intakes[job.device].budget.remove(job.buffer.size)
+
+    def loaded(self, job: LoadJob[B]) -> None:
+        """The loader is done with a buffer that was `written`: the device's next one may be loaded."""
+        intake = self._intakes[job.device]
+        if intake.loading is not job.buffer:
+            raise LocalProtocolError(f"{intake.name}: buffer {job.buffer.idx} was not being loaded")
+        intake.loading = None
+        if intake.assembly.complete:
+            intake.done = True
+            self._left -= 1
+        self._list(job.device)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every device has all its buffers, the config buffer included."""
+        return self._left == 0
+
+    @property
+    def can_load(self) -> bool:
+        """Whether a load is going on or could begin."""
+        return bool(self._ready) or any(intake.loading is not None for intake in self._intakes)
+
+    def missing(self) -> str:
+        """What never came, one sentence per device; "" when nothing is missing."""
+        return "; ".join(filter(None, (intake.assembly.missing() for intake in self._intakes)))
+
+    def reorder_max(self, device: int) -> int:
+        """How far ahead of the next one a buffer of this device was when it came."""
+        return self._intakes[device].assembly.reorder_max
+
+    def queued_max(self, device: int) -> int:
+        """Most bytes that this device had queued."""
+        return self._intakes[device].budget.queued_max
+
+    def _list(self, device: int) -> None:
+        intake = self._intakes[device]
+        if self.started and not intake.listed and intake.loading is None and intake.assembly.ready:
+            intake.listed = True
+            self._ready.append(device)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""LoadPlan: whatever the interleaving of channels, each device loads in order and by one loader at a time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mockdev.errors import LocalProtocolError, RemoteProtocolError
+from mockdev.multifd.assembly import Buffer
+from mockdev.multifd.receiver import LoadJob, LoadPlan
+
+DEVICES = ("vf0", "vf1", "vf2")
+LAST = 6
+
+
+class Loading(RuleBasedStateMachine):
+    """Buffers of three devices in any order; loads begin and end at any time, several at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan: LoadPlan[None] = LoadPlan(DEVICES)
+        self.left = {(d, idx) for d in range(len(DEVICES)) for idx in range(LAST + 1)}
+        self.jobs: dict[int, LoadJob[None]] = {}
+        self.loaded: list[list[int]] = [[] for _ in DEVICES]
+        self.sizes = [0] * len(DEVICES)
+        self.landing: set[int] = set()
+
+    @precondition(lambda self: self.left)
+    @rule(data=st.data())
+    def receive(self, data: st.DataObject) -> None:
+        device, idx = data.draw(st.sampled_from(sorted(self.left)))
+        may_land = self.plan.land(device, idx)
+        expected = self.plan.started and device not in self.jobs and idx == len(self.loaded[device])
+        assert may_land == expected
+        self.left.remove((device, idx))
+        self.sizes[device] += idx + 1
+        queued = self.plan.received(device, Buffer(idx, idx + 1, idx == LAST, None))
+        assert queued == self.sizes[device]
+
+    @precondition(lambda self: not self.plan.started)
+    @rule()
+    def start(self) -> None:
+        self.plan.start()
+
+    @rule(device=st.none() | st.integers(0, len(DEVICES) - 1))
+    def take(self, device: int | None) -> None:
+        job = self.plan.take(device)
+        if job is None:
+            return
+        assert self.plan.started
+        assert job.device not in self.jobs
+        assert device in (None, job.device)
+        assert job.buffer.idx == len(self.loaded[job.device])
+        self.jobs[job.device] = job
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def end_load(self, data: st.DataObject) -> None:
+        job = self.jobs.pop(data.draw(st.sampled_from(sorted(self.jobs))))
+        self.sizes[job.device] -= job.buffer.size
+        assert self.plan.written(job) == self.sizes[job.device]
+        self.plan.loaded(job)
+        self.loaded[job.device].append(job.buffer.idx)
+
+    @invariant()
+    def complete_exactly_when_all_is_loaded(self) -> None:
+        everything = all(len(done) == LAST + 1 for done in self.loaded)
+        assert self.plan.complete == everything
+        assert (self.plan.missing() == "") == all(
+            len(done) + (device in self.jobs) == LAST + 1 for device, done in enumerate(self.loaded)
+        )
+
+    @invariant()
+    def something_can_be_loaded_if_it_is_next(self) -> None:
+        nexts = [
+            device
+            for device, done in enumerate(self.loaded)
+            if device not in self.jobs and len(done) <= LAST and (device, len(done)) not in self.left
+        ]
+        assert self.plan.can_load == bool(self.jobs or (self.plan.started and nexts))
+
+
+TestLoading = Loading.TestCase
+
+
+@given(st.permutations([(d, i) for d in range(2) for i in range(8)]), st.integers(0, 16))
+def test_what_came_before_the_start_is_kept(order: list[tuple[int, int]], start_at: int) -> None:
+    plan: LoadPlan[None] = LoadPlan(("a", "b"))
+    loaded: list[tuple[int, int]] = []
+    for at, (device, idx) in enumerate([*order, (-1, -1)]):
+        if at == start_at:
+            plan.start()
+        if device >= 0:
+            plan.received(device, Buffer(idx, 1, idx == 7, None))
+        while (job := plan.take()) is not None:
+            assert at >= start_at
+            loaded.append((job.device, job.buffer.idx))
+            plan.written(job)
+            plan.loaded(job)
+    for device in range(2):
+        assert [idx for d, idx in loaded if d == device] == list(range(8))
+
+
+def test_a_second_start_is_refused() -> None:
+    plan: LoadPlan[None] = LoadPlan(DEVICES)
+    plan.start()
+    with pytest.raises(RemoteProtocolError, match="second time"):
+        plan.start()
+
+
+def test_over_the_cap_nothing_is_kept() -> None:
+    plan: LoadPlan[None] = LoadPlan(("vf0",), cap=20)
+    plan.received(0, Buffer(1, 20, False, None))
+    with pytest.raises(RemoteProtocolError, match="buffer 2 of vf0"):
+        plan.received(0, Buffer(2, 1, False, None))
+    with pytest.raises(RemoteProtocolError, match="buffer 0 of vf0"):  # QEMU too: the cap is no way out
+        plan.received(0, Buffer(0, 1, False, None))
+    assert plan.queued_max(0) == 20
+    assert "buffer 0" in plan.missing()
+
+
+def test_only_the_loader_may_say_loaded() -> None:
+    plan: LoadPlan[None] = LoadPlan(("vf0",))
+    plan.start()
+    other = Buffer(0, 5, False, None)
+    plan.received(0, other)
+    with pytest.raises(LocalProtocolError):
+        plan.loaded(LoadJob(0, other))
+
+
+def test_one_buffer_at_a_time_lands() -> None:
+    plan: LoadPlan[None] = LoadPlan(("vf0",))
+    assert not plan.land(0, 0)
+    plan.start()
+    assert plan.land(0, 0)
+    assert not plan.land(0, 0)  # the same index on another channel: it will be refused when it is whole
+    assert not plan.land(0, 1)
+    plan.received(0, Buffer(1, 1, False, None))
+    assert not plan.land(0, 0)
+    plan.received(0, Buffer(0, 1, False, None))
+    job = plan.take()
+    assert job is not None
+    assert not plan.land(0, 2)
+    plan.loaded(job)
+    job = plan.take()
+    assert job is not None
+    plan.loaded(job)
+    assert plan.land(0, 2)
