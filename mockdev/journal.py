@@ -2,13 +2,14 @@
 """What an endpoint did and when, as typed lines: the published schema `vfmig.journal/1`.
 
 A journal is a file of JSON objects, one a line, told apart by `event`. Times (`t`) are ns since the
-epoch on the run's clock. A line is written when the thing has happened, in one write, so a killed
-process leaves a readable journal. `device` is the section's idstr ("0000:00:02.0/vfio"); `channel` is
+epoch on the run's clock. A line is written when the thing has happened, so a killed process leaves a
+readable journal. `device` is the section's idstr ("0000:00:02.0/vfio"); `channel` is
 "main" or the multifd channel's number as a string.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections.abc import Iterator
@@ -21,10 +22,13 @@ from mockdev.errors import VfmigError
 
 SCHEMA = "vfmig.journal/1"
 LINE_BYTES_MAX = 1 << 20
+_WINDOW_BYTES = 256 << 10
 
 
 class JournalError(VfmigError):
     """A file is not a journal that we can read."""
+
+    environment = True
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=str.lower):
@@ -153,15 +157,22 @@ _decode = msgspec.json.Decoder(AnyLine).decode
 
 
 class Journal:
-    """A journal being written; safe from any thread. A path of None keeps nothing."""
+    """A journal being written; safe from any thread. A path of None keeps nothing.
+
+    Lines are copied into a mapping of the file, whose space is reserved a window at a time: no system call
+    and no wait a line, and what was written is in the file even if the process is killed (behind it then
+    lie zero bytes, which `close` cuts off and `read` ignores).
+    """
 
     def __init__(self, path: Path | None) -> None:
-        self._fd: int | None = None
-        if path is not None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._fd = os.open(path, flags, 0o644)
         self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._window: mmap.mmap | None = None
+        self._start = 0  # of the window in the file
+        self._at = 0  # in the window
         self.lost = ""  # why lines were lost (a full disk), "" when none was
+        if path is not None:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
     def write(self, line: Line) -> None:
         """Append one line. A full disk ends the journal, not the migration; `lost` then says so."""
@@ -169,17 +180,41 @@ class Journal:
         with self._lock:
             if self._fd is None or self.lost:
                 return
-            try:
-                os.write(self._fd, data)
-            except OSError as error:
-                self.lost = f"the journal could not be written: {error.strerror}"
+            end = self._at + len(data)
+            if self._window is None or end > len(self._window):
+                try:
+                    self._advance(len(data))
+                except OSError as error:
+                    self.lost = f"the journal could not be written: {error.strerror}"
+                    return
+                end = self._at + len(data)
+            assert self._window is not None
+            self._window[self._at : end] = data
+            self._at = end
 
     def close(self) -> None:
         """No more lines."""
         with self._lock:
             if self._fd is not None:
+                if self._window is not None:
+                    self._window.close()
+                    self._window = None
+                os.ftruncate(self._fd, self._start + self._at)
                 os.close(self._fd)
                 self._fd = None
+
+    def _advance(self, size: int) -> None:
+        """Map a new window with room for `size` bytes, from the page that is being written."""
+        assert self._fd is not None
+        here = self._start + self._at
+        start = here - here % mmap.ALLOCATIONGRANULARITY
+        window_bytes = max(_WINDOW_BYTES, mmap.ALLOCATIONGRANULARITY + size)
+        # Reserved, not only sized: a page that finds the disk full would kill the process.
+        os.posix_fallocate(self._fd, start, window_bytes)
+        window = mmap.mmap(self._fd, window_bytes, offset=start)
+        if self._window is not None:
+            self._window.close()
+        self._window, self._start, self._at = window, start, here - start
 
 
 def read(path: Path) -> Iterator[AnyLine]:

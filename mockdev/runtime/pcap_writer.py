@@ -55,7 +55,8 @@ SEGMENT_BYTES_MAX = 65_495  # of payload: an IPv4 packet's length field ends at 
 FULL, HEADERS = "full", "headers"
 
 _IOV_MAX = 1000  # the kernel takes 1024 pieces a call
-_SYNTHETIC_PORT = 49_152
+# Connections without addresses look like ones from many ports to one target, which is what they are.
+_SYNTHETIC_PORT, _SYNTHETIC_TARGET_PORT = 49_152, 49_151
 
 
 @dataclass(slots=True)
@@ -118,9 +119,12 @@ class PcapngWriter:
         with self._lock:
             number = self._connections
             self._connections += 1
+        caller, called = ("127.0.0.1", _synthetic_port(number)), ("127.0.0.1", _SYNTHETIC_TARGET_PORT)
         ends = [
-            end if isinstance(end, tuple) and len(end) >= 2 else ("127.0.0.1", _synthetic_port(number, side))
-            for side, end in enumerate((local, peer))
+            end if isinstance(end, tuple) and len(end) >= 2 else synthetic
+            for end, synthetic in zip(
+                (local, peer), (called, caller) if accepted else (caller, called), strict=True
+            )
         ]
         tap = Tap(self, interface, Side.pair(ends[0], ends[1], number))
         tap._open(time_ns, accepted)
@@ -316,5 +320,5 @@ def _write_all(file: int, pieces: list[Buffer]) -> int:
     return written
 
 
-def _synthetic_port(number: int, side: int) -> int:
-    return _SYNTHETIC_PORT + (2 * number + side) % 16_384
+def _synthetic_port(number: int) -> int:
+    return _SYNTHETIC_PORT + number % 16_384

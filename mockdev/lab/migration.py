@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One run: source and target started, watched and ended; whatever happens, no process stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+import mockdev
+from mockdev.clock import Clock, wall_offset_ns
+from mockdev.errors import VfmigError
+from mockdev.lab.outcome import EndpointStatus, Outcome, summarise
+from mockdev.runtime.config import EndpointConfig, MigrationConfig
+from mockdev.runtime.session import Result
+from mockdev.runtime.source import Source
+from mockdev.runtime.target import Target
+from mockdev.runtime.transports import MemoryNet
+
+Progress = dict[str, Any]
+ROLES = ("target", "source")
+_CANCEL_S = 10.0  # what endpoints get to end after a cancel or the other's end, over their own deadline
+_BEGIN_S = 300.0  # what they get to make their memory
+
+
+class Cancel:
+    """Calls a run off from another thread, or from a signal handler."""
+
+    def __init__(self) -> None:
+        self.asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def cancel(self) -> None:
+        """Call it off; the run then ends by itself."""
+        self.asked.put(None)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it was called off since the last look."""
+        with contextlib.suppress(queue.Empty):
+            self.asked.get_nowait()
+            return True
+        return False
+
+
+class _End(Protocol):
+    """A running endpoint. status: None until it has ended."""
+
+    status: EndpointStatus | None
+
+    def cancel(self) -> None: ...
+    def kill(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def run_migration(
+    config: MigrationConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancel: Cancel | None = None,
+) -> Outcome:
+    """Run one migration and leave its journals and capture in `folder`.
+
+    on_progress: called in this thread with {"role", "event", ...} as endpoints report. Ctrl-C and `cancel`
+    end both endpoints cleanly; KeyboardInterrupt is raised again afterwards, with the folder readable.
+    VfmigError: the configuration cannot be run, or an endpoint could not begin.
+    """
+    config.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    run = _Run(config, folder, on_progress or (lambda _: None), cancel or Cancel())
+    try:
+        run.begin()
+        run.watch()
+    except KeyboardInterrupt:
+        run.call_off()
+        run.watch()
+        raise
+    finally:
+        run.close()
+    return summarise(*run.statuses(), folder)
+
+
+class _Run:
+    """Both endpoints of a run and what they report: (role, message), message None at the end of one."""
+
+    def __init__(
+        self, config: MigrationConfig, folder: Path, on_progress: Callable[[Progress], None], cancel: Cancel
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._on_progress = on_progress
+        self._cancel = cancel
+        self._clock = Clock(wall_offset_ns())
+        self._reports: queue.SimpleQueue[tuple[str, Progress]] = queue.SimpleQueue()
+        self._ends: dict[str, _End] = {}
+        self._ended: set[str] = set()
+        self._deadline_ns: int | None = None
+
+    def begin(self) -> None:
+        """Start both; connect them once both are ready."""
+        if self._config.transport == "memory":
+            net = MemoryNet()
+            for role in ROLES:
+                self._ends[role] = _Inside(self._endpoint(role), net, self._reports)
+            return
+        for role in ROLES:
+            self._ends[role] = _Process(self._endpoint(role), self._reports)
+        self._extend(_BEGIN_S)
+        ready: dict[str, str] = {}
+        while len(ready) < len(ROLES) and self._going():
+            role, report = self._next()
+            if report.get("event") == "ready":
+                ready[role] = report["address"]
+        source = self._ends["source"]
+        if len(ready) == len(ROLES) and isinstance(source, _Process):
+            source.tell(ready["target"])
+        self._deadline_ns = None
+
+    def watch(self) -> None:
+        """Until both have ended: hand reports on; give one that outlives the other a deadline."""
+        while self._going():
+            self._next()
+
+    def call_off(self) -> None:
+        """Cancel both."""
+        for end in self._ends.values():
+            end.cancel()
+        self._extend(_CANCEL_S)
+
+    def close(self) -> None:
+        """Whatever still runs is killed."""
+        for end in self._ends.values():
+            end.close()
+
+    def statuses(self) -> tuple[EndpointStatus, EndpointStatus]:
+        """(source, target)."""
+        crashed = EndpointStatus(outcome="crashed", error="it never began")
+        ends = [self._ends[role].status or crashed for role in ("source", "target")]
+        return ends[0], ends[1]
+
+    def _next(self) -> tuple[str, Progress]:
+        if self._cancel.wanted:
+            self.call_off()
+        try:
+            role, report = self._reports.get(timeout=0.1)
+        except queue.Empty:
+            self._enforce()
+            return "", {}
+        if report.get("event") == "end":
+            self._ended.add(role)
+            self._extend(self._config.idle_timeout_s + _CANCEL_S)
+        elif report.get("event") == "result" and report.get("begun") is False:
+            self.call_off()
+        self._on_progress({"role": role, **report})
+        self._enforce()
+        return role, report
+
+    def _going(self) -> bool:
+        """Whether an endpoint has not yet reported its end, which is the last thing it does."""
+        return len(self._ended) < len(self._ends)
+
+    def _extend(self, seconds: float) -> None:
+        """From now on the endpoints have this long, unless they have less."""
+        deadline = self._clock.now_ns() + int(seconds * 1e9)
+        self._deadline_ns = min(self._deadline_ns or deadline, deadline)
+
+    def _enforce(self) -> None:
+        if self._deadline_ns is None or self._clock.now_ns() < self._deadline_ns:
+            return
+        for end in self._ends.values():
+            if end.status is None:
+                end.kill()
+
+    def _endpoint(self, role: str) -> EndpointConfig:
+        address = (
+            str(self._folder / "socket") if self._config.transport == "unix" and role == "target" else ""
+        )
+        return EndpointConfig(
+            role="source" if role == "source" else "target",
+            migration=self._config,
+            folder=str(self._folder),
+            address=address,
+            clock_offset_ns=self._clock.offset_ns,
+        )
+
+
+class _Process:
+    """An endpoint in a process of its own."""
+
+    def __init__(self, config: EndpointConfig, reports: queue.SimpleQueue[tuple[str, Progress]]) -> None:
+        self.status: EndpointStatus | None = None
+        self._role = config.role
+        self._reports = reports
+        self._result: Progress | None = None
+        self._killed = False
+        self._cancelled = False
+        self._log = Path(config.folder) / f"{config.role}.log"
+        environment = dict(os.environ)
+        package = str(Path(mockdev.__file__).parent.parent)  # also where it is not installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mockdev.lab.endpoint", config.role],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                process_group=0,  # Ctrl-C comes to us, and we end it in order
+            )
+        self.pid = self._process.pid
+        self._write(msgspec.json.encode(config))
+        self._reader = threading.Thread(target=self._read, name=f"{config.role} output", daemon=True)
+        self._reader.start()
+
+    def tell(self, address: str) -> None:
+        """Where the source is to connect."""
+        self._write(json.dumps(address).encode())
+
+    def cancel(self) -> None:
+        """SIGTERM, unless it has ended."""
+        self._cancelled = True
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, unless it has ended."""
+        self._killed = True
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Kill it if need be, and wait for its end."""
+        if self.status is None:
+            self.kill()
+        self._reader.join()
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size == 0:
+                self._log.unlink()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.status is None:
+            self._process.send_signal(number)  # does nothing once the process has been waited for
+
+    def _write(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has died: its end will be read
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                with contextlib.suppress(ValueError):
+                    report = json.loads(line)
+                    if report.get("event") == "result":
+                        self._result = report
+                    self._reports.put((self._role, report))
+        self.status = self._judge(self._process.wait())
+        self._reports.put((self._role, {"event": "end"}))
+
+    def _judge(self, exit_status: int) -> EndpointStatus:
+        result = self._result
+        if result is None:
+            outcome = "killed" if self._killed else "crashed"
+            if self._cancelled and exit_status == -signal.SIGTERM:  # before it could listen for that
+                outcome = "cancelled"
+            return EndpointStatus(
+                outcome=outcome, error=self._last_words(exit_status), exit_status=exit_status
+            )
+        return EndpointStatus(
+            outcome=result["outcome"],
+            error=result["error"],
+            runs=result.get("runs", False),
+            moved_bytes=result.get("moved_bytes", 0),
+            cpu_s=result.get("cpu_ns", 0) / 1e9,
+            complaint=result.get("complaint", ""),
+            exit_status=exit_status,
+        )
+
+    def _last_words(self, exit_status: int) -> str:
+        how = f"exit status {exit_status}"
+        if exit_status < 0:
+            how = f"signal {signal.Signals(-exit_status).name}"
+        with contextlib.suppress(OSError):
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            if lines:
+                return f"the {self._role} ended without a word ({how}): {lines[-1][:500]}"
+        return f"the {self._role} ended without a word ({how})"
+
+
+class _Inside:
+    """An endpoint in a thread of this process."""
+
+    def __init__(
+        self, config: EndpointConfig, net: MemoryNet, reports: queue.SimpleQueue[tuple[str, Progress]]
+    ) -> None:
+        self.status: EndpointStatus | None = None
+        self._role = config.role
+        self._reports = reports
+        self._endpoint = Source(config, net) if config.role == "source" else Target(config, net)
+        self._thread = threading.Thread(target=self._run, name=config.role, daemon=True)
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """Call it off."""
+        self._endpoint.session.cancel()
+
+    def kill(self) -> None:
+        """There is nothing harder than to call it off."""
+        self.cancel()
+
+    def close(self) -> None:
+        """Wait for its end."""
+        if self.status is None:
+            self.cancel()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            result = self._endpoint.run()
+        except VfmigError as error:
+            result = Result("failed", str(error), False, 0, 0, "")
+        self.status = EndpointStatus(
+            outcome=result.outcome,
+            error=result.error,
+            runs=result.runs,
+            moved_bytes=result.moved_bytes,
+            cpu_s=result.cpu_ns / 1e9,
+            complaint=result.complaint,
+        )
+        self._reports.put((self._role, {"event": "end"}))

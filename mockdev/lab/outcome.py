@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a whole run came out: both ends' words, and the times from their journals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from mockdev.errors import VfmigError
+from mockdev.journal import AnyLine, Image, Loaded, Mark, Verified, read
+
+_MS = 1e6
+
+
+class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How one endpoint ended. outcome: completed, failed, cancelled, crashed (no last word) or killed (it did
+    not end and was killed). exit_status: of its process, None within ours. cpu_s: see session.Result."""
+
+    outcome: str
+    error: str = ""
+    runs: bool = False
+    moved_bytes: int = 0
+    cpu_s: float = 0.0
+    complaint: str = ""
+    exit_status: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run came out.
+
+    outcome: completed, failed-clean (one side can run the VM), cancelled, lost (neither), split-brain
+    (both), crashed or hung. verified: whether all images and the RAM are as they must be; None when
+    nobody looked. downtime_ms: stop at the source to resume at the target. device_state_ms: from
+    SWITCHOVER_START to the last load. device_bytes: of device state, loaded, configs aside.
+    """
+
+    outcome: str
+    source: EndpointStatus
+    target: EndpointStatus
+    verified: bool | None = None
+    downtime_ms: float | None = None
+    device_state_ms: float | None = None
+    device_bytes: int = 0
+
+
+def summarise(source: EndpointStatus, target: EndpointStatus, folder: Path) -> Outcome:
+    """The outcome, with what the journals in `folder` tell."""
+    ours = _lines(folder / "source.jsonl")
+    theirs = _lines(folder / "target.jsonl")
+    stop = _mark(ours, "stop")
+    switchover = _mark(ours, "switchover-start")
+    resume = _mark(theirs, "resume")
+    loads = [line.t for line in theirs if isinstance(line, Loaded)]
+    checks = [line.equal for line in theirs if isinstance(line, Verified)]
+    return Outcome(
+        outcome=_overall(source, target),
+        source=source,
+        target=target,
+        verified=all(checks) if checks else None,
+        downtime_ms=(resume - stop) / _MS if stop and resume else None,
+        device_state_ms=(loads[-1] - switchover) / _MS if loads and switchover else None,
+        device_bytes=sum(line.size for line in theirs if isinstance(line, Image)),
+    )
+
+
+def _overall(source: EndpointStatus, target: EndpointStatus) -> str:
+    ends = {source.outcome, target.outcome}
+    if "killed" in ends:
+        return "hung"
+    if "crashed" in ends:
+        return "crashed"
+    if ends == {"completed"}:
+        return "completed"
+    if source.runs and target.runs:
+        return "split-brain"
+    if not source.runs and not target.runs:
+        return "lost"
+    return "cancelled" if "cancelled" in ends else "failed-clean"
+
+
+def _lines(path: Path) -> Sequence[AnyLine]:
+    try:
+        return list(read(path))
+    except (VfmigError, OSError):
+        return ()
+
+
+def _mark(lines: Sequence[AnyLine], name: str) -> int | None:
+    return next((line.t for line in lines if isinstance(line, Mark) and line.name == name), None)

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The target's side of device state over multifd: receive, put in order, load.
+
+Who loads: when device commands cost nothing, the thread that has just received the next buffer in order
+(the buffer is still in its caches), else load threads, one per device or as many as were asked for. In
+both cases a device has one loader at a time and gets its buffers in order.
+
+Memory: received buffers come from a pool with a limit. At the limit a channel waits, which slows the source
+down, as long as a load is going on or can begin, or another channel is receiving: then room will come. If
+neither, every buffer waits for one that cannot come any more, and the migration fails and says which.
+A buffer that is next in order when its heads arrive needs none: it is received where the device will keep
+it, and loading it then copies nothing. With a queue cap the pool is at least as large as the cap allows, so
+the cap is met first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mockdev.errors import DeviceError, RemoteProtocolError
+from mockdev.journal import Loaded, Received
+from mockdev.multifd.assembly import Buffer
+from mockdev.multifd.receiver import LoadJob, LoadPlan
+from mockdev.runtime.config import MigrationConfig
+from mockdev.runtime.pool import LARGE_BYTES, BufferPool
+from mockdev.runtime.reader import Reader
+from mockdev.runtime.session import Session
+from mockdev.runtime.slot import Slot
+from mockdev.wire.frames import DeviceStateFrame
+from mockdev.wire.structs import (
+    MULTIFD_DEVICE_STATE,
+    VFIO_BUFFER_BYTES_MAX,
+    VFIO_DEVICE_STATE,
+    VFIO_DEVICE_STATE_CONFIG,
+    VFIO_DEVICE_STATE_VERSION,
+)
+
+
+class Held(NamedTuple):
+    """Where a received payload lies. pooled: in a buffer of the pool; else in the device's own memory."""
+
+    view: memoryview
+    pooled: bool
+
+
+class Intake:
+    """All devices of a target. inline: receiving threads load; else call start_loaders.
+
+    config_lock: held while a config is loaded, as QEMU holds its big lock: one at a time.
+    """
+
+    def __init__(self, session: Session, slots: Sequence[Slot], *, inline: bool) -> None:
+        migration = session.migration
+        self._session = session
+        self._slots = slots
+        self._inline = inline
+        self._numbers = {slot.idstr.encode(): number for number, slot in enumerate(slots)}
+        cap = migration.queue_cap_bytes
+        self._plan: LoadPlan[Held] = LoadPlan([slot.idstr for slot in slots], cap)
+        self._pool = BufferPool(_pool_limit(migration))
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0  # threads that wait on _changed
+        self._receiving = 0  # channels with a payload on its way
+        self._open_channels = migration.channels
+        self._config_lock = threading.Lock()
+        session.at_stop.append(self._wake)
+
+    # -- the main thread -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """SWITCHOVER_START was read: loading begins."""
+        with self._lock:
+            self._plan.start()
+            self._changed.notify_all()
+            job = self._plan.take() if self._inline else None
+        while job is not None:
+            self._load(job)
+            with self._lock:
+                self._done(job)
+                job = self._plan.take()
+
+    def start_loaders(self, count: int) -> None:
+        """Start load threads."""
+        for number in range(count):
+            self._session.group.start(f"load {number}", self._load_loop)
+
+    def wait_loaded(self) -> None:
+        """The stream has ended: wait until all is loaded. RemoteProtocolError: what never came."""
+        with self._lock:
+            if not self._plan.started:
+                raise RemoteProtocolError(
+                    "the stream ends without it: no device was loaded",
+                    channel="main",
+                    field="SWITCHOVER_START",
+                )
+            self._session.activity.explain = self._plan.missing
+            self._waiting += 1
+            self._session.wait_for(
+                self._changed, self._all_loaded, lambda: "the stream has ended, and not all is loaded"
+            )
+            self._waiting -= 1
+
+    def wait_closed(self, seconds: float) -> None:
+        """Give the source this long to close its channels, then stop waiting for it."""
+        with self._lock:
+            closed = self._changed.wait_for(
+                lambda: not self._open_channels or self._session.stopped.is_set(), seconds
+            )
+        if not closed:
+            self._session.group.stop()
+
+    def _all_loaded(self) -> bool:
+        if self._plan.complete:
+            return True
+        if not self._open_channels and not self._receiving and not self._plan.can_load:
+            raise RemoteProtocolError(self._plan.missing() + "; all channels have ended", field="idx")
+        return False
+
+    # -- channel threads -----------------------------------------------------------------------------
+
+    def channel_ended(self) -> None:
+        """The source closed one more channel."""
+        with self._lock:
+            self._open_channels -= 1
+            self._changed.notify_all()
+
+    def receive(self, frame: DeviceStateFrame, reader: Reader, channel: str) -> None:
+        """Take a device-state packet whose heads were read; its payload is next on the reader.
+
+        RemoteProtocolError naming channel, offset and field.
+        """
+        try:
+            device, buffer = self._receive(frame, reader)
+            self._queue(device, buffer, channel)
+        except RemoteProtocolError as error:
+            raise _located(error, frame, reader.connection.name) from None
+        if self._inline:
+            self._load_ready(device)
+
+    def _receive(self, frame: DeviceStateFrame, reader: Reader) -> tuple[int, Buffer[Held]]:
+        device = self._check(frame)
+        assert frame.vfio is not None
+        idx = frame.vfio.idx
+        config = frame.vfio.flags == VFIO_DEVICE_STATE_CONFIG
+        size = frame.payload_size
+        with self._lock:
+            self._plan.check(device, idx, config=config)
+            held = self._place(device, idx, size, config=config)
+            self._receiving += 1
+        try:
+            if size:
+                reader.payload(held.view[:size], f"buffer {idx} of {self._slots[device].idstr}")
+        finally:
+            with self._lock:
+                self._receiving -= 1
+        return device, Buffer(idx, size, config, held)
+
+    def _queue(self, device: int, buffer: Buffer[Held], channel: str) -> None:
+        with self._lock:
+            queued = self._plan.received(device, buffer)
+            if self._waiting:
+                self._changed.notify_all()
+        self._session.journal.write(
+            Received(
+                t=self._session.clock.now_ns(),
+                device=self._slots[device].idstr,
+                idx=buffer.idx,
+                size=buffer.size,
+                channel=channel,
+                queued_bytes=queued,
+                config=buffer.config,
+            )
+        )
+
+    def _check(self, frame: DeviceStateFrame) -> int:
+        """The number of the device that a packet is for."""
+        head = frame.head
+        name = head.idstr.partition(b"\0")[0]
+        device = self._numbers.get(name)
+        if head.idstr[-1]:
+            raise RemoteProtocolError("the name is not terminated", field="idstr")
+        if device is None:
+            shown = name.decode("ascii", "backslashreplace")
+            raise RemoteProtocolError(f"no device {shown!r} here that takes multifd buffers", field="idstr")
+        if head.instance_id:
+            raise RemoteProtocolError(f"instance {head.instance_id} of a device", field="instance_id")
+        if frame.vfio is None or head.next_packet_size > VFIO_BUFFER_BYTES_MAX + VFIO_DEVICE_STATE.size:
+            raise RemoteProtocolError(
+                f"a payload of {head.next_packet_size} bytes, not {VFIO_DEVICE_STATE.size} to "
+                f"{VFIO_BUFFER_BYTES_MAX + VFIO_DEVICE_STATE.size}",
+                field="next_packet_size",
+            )
+        if frame.vfio.version != VFIO_DEVICE_STATE_VERSION:
+            raise RemoteProtocolError(f"version {frame.vfio.version} of the VFIO header", field="version")
+        if frame.vfio.flags & ~VFIO_DEVICE_STATE_CONFIG:
+            raise RemoteProtocolError(f"flags {frame.vfio.flags:#x} in the VFIO header", field="flags")
+        return device
+
+    def _place(self, device: int, idx: int, size: int, *, config: bool) -> Held:
+        """Where a payload is to be received. The caller holds the lock."""
+        if size and not config:
+            landing = self._slots[device].landing(size)
+            if landing is not None and self._plan.land(device, idx):
+                return Held(landing, pooled=False)
+        return Held(self._room(size), pooled=True)
+
+    def _room(self, size: int) -> memoryview:
+        """A buffer of the pool; waits for one while there is hope. The caller holds the lock."""
+        while (memory := self._pool.take(size)) is None:
+            if self._plan.started and not self._receiving and not self._plan.can_load:
+                raise RemoteProtocolError(
+                    f"{self._pool.used} bytes of buffers wait for others that are still behind them, and "
+                    f"more are not kept: {self._plan.missing()}",
+                    field="idx",
+                )
+            self._waiting += 1
+            self._session.wait_once(self._changed, lambda: "no room for more buffers")
+            self._waiting -= 1
+        return memory
+
+    # -- loading -------------------------------------------------------------------------------------
+
+    def _load_ready(self, device: int) -> None:
+        with self._lock:
+            job = self._plan.take(device)
+        while job is not None:
+            self._load(job)
+            with self._lock:
+                self._done(job)
+                job = self._plan.take(device)
+
+    def _load_loop(self) -> None:
+        while True:
+            with self._lock:
+                self._waiting += 1
+                while (job := self._plan.take()) is None and not self._plan.complete:
+                    self._session.check()
+                    self._changed.wait()
+                self._waiting -= 1
+            if job is None:
+                return
+            self._load(job)
+            with self._lock:
+                self._done(job)
+
+    def _done(self, job: LoadJob[Held]) -> None:
+        """A loaded buffer is accounted for. The caller holds the lock."""
+        self._plan.loaded(job)
+        if job.buffer.data.pooled:
+            self._pool.give_back(job.buffer.data.view, job.buffer.size)
+        if self._waiting:
+            self._changed.notify_all()
+
+    def _load(self, job: LoadJob[Held]) -> None:
+        """Give a buffer to its device and journal it; nobody else loads that device until `_done`."""
+        slot = self._slots[job.device]
+        buffer = job.buffer
+        payload = buffer.data.view[: buffer.size]
+        if buffer.config:
+            with self._config_lock:
+                slot.load_config_payload(payload)
+        elif buffer.size:
+            try:
+                slot.load(payload)
+            except DeviceError as error:
+                error.args = (f"{error.args[0]} (buffer {buffer.idx})",)
+                raise
+        with self._lock:
+            queued = self._plan.written(job)
+        now_ns = self._session.clock.now_ns()
+        self._session.activity.last_ns = now_ns
+        self._session.journal.write(
+            Loaded(
+                t=now_ns,
+                device=slot.idstr,
+                idx=buffer.idx,
+                size=buffer.size,
+                queued_bytes=queued,
+                config=buffer.config,
+            )
+        )
+        if buffer.config:
+            slot.journal_image()
+
+    def _wake(self) -> None:
+        with self._lock:
+            self._changed.notify_all()
+
+
+def _pool_limit(migration: MigrationConfig) -> int:
+    """Bytes that may be in use: what was asked for, and never less than a queue cap lets the source send."""
+    cap = migration.queue_cap_bytes
+    if cap is None:
+        return migration.pool_bytes_max
+    queued = migration.vfs * min(cap, migration.state_bytes + LARGE_BYTES)
+    return max(migration.pool_bytes_max, queued + (migration.vfs + migration.channels + 1) * LARGE_BYTES)
+
+
+def _located(error: RemoteProtocolError, frame: DeviceStateFrame, channel: str) -> RemoteProtocolError:
+    """The same error with the channel, and the offset of the field that it names (or of the packet)."""
+    if error.channel:
+        return error
+    offset = frame.offset
+    if error.field in ("idx", "flags", "version"):
+        offset += MULTIFD_DEVICE_STATE.size + VFIO_DEVICE_STATE.place(error.field).offset
+    elif error.field in ("idstr", "instance_id", "next_packet_size"):
+        offset += MULTIFD_DEVICE_STATE.place(error.field).offset
+    return RemoteProtocolError(error.message, channel=channel, offset=offset, field=error.field)

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A device as an endpoint holds it: its memory, its lock, the waits that its commands cost, its digests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TypeVar
+
+import xxhash
+
+from mockdev.device.device import Device, Precopy
+from mockdev.device.files import DataFile, NotYet
+from mockdev.device.image import Pattern
+from mockdev.device.resuming import ResumeFile
+from mockdev.device.saving import Plan, SaveFile
+from mockdev.device.timing import PROFILES, Firmware, Profile
+from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
+from mockdev.journal import Image, Verified
+from mockdev.journal import State as StateLine
+from mockdev.runtime.memory import allocate
+from mockdev.runtime.session import Session
+from mockdev.vfio.fsm import next_step
+from mockdev.vfio.mlx5_stream import LoadState
+from mockdev.vfio.uapi import State
+from mockdev.wire.structs import VfioTag
+
+T = TypeVar("T")
+
+_CONFIG_STATE = VfioTag.DEV_CONFIG_STATE.to_bytes(8, "big")
+_END_OF_STATE = VfioTag.END_OF_STATE.to_bytes(8, "big")
+_PRECOPY = (State.PRE_COPY, State.PRE_COPY_P2P)
+
+
+def is_free(profile: Profile) -> bool:
+    """Whether no command of this profile takes time."""
+    return not any(value for name, value in vars(profile).items() if name.endswith("_ns"))
+
+
+class Slot:
+    """One device of an endpoint. Calls wait as long as the device takes, unless they say otherwise.
+
+    bytes_passed: of its stream, saved or loaded here. One thread at a time may read, and one may load.
+    Errors: DeviceError, named after the device; StoppedError when the session ends meanwhile.
+    """
+
+    def __init__(self, session: Session, idstr: str, device: Device, lock: AbstractContextManager[object]):
+        self.session = session
+        self.idstr = idstr
+        self.device = device
+        self.file: DataFile | None = None
+        self.configured = False
+        self.bytes_passed = 0
+        self._lock = lock
+        self._digest = xxhash.xxh3_128()  # of what was read or loaded, while it is in the caches
+        self._config_digest = ""
+
+    # -- states --------------------------------------------------------------------------------------
+
+    def set_state(self, target: State) -> None:
+        """Walk to a state, one journalled arc after the other."""
+        device = self.device
+        while device.state is not target:
+            old = device.state
+            new = next_step(old, target, device.flags)
+            try:
+                file = self._call(partial(self._arc, new))
+            except DeviceError as error:
+                self._journal_arc(old, new, error.errno)
+                raise
+            if file is not None:
+                self.file = file
+            self._journal_arc(old, new, 0)
+
+    def _arc(self, new: State, now_ns: int) -> DataFile | NotYet | None:
+        return self.device.set_state(now_ns, new)
+
+    @property
+    def in_precopy(self) -> bool:
+        """Whether a save session is open and the device not yet stopped."""
+        return self.device.state in _PRECOPY
+
+    # -- saving --------------------------------------------------------------------------------------
+
+    def try_read(self, size_max: int) -> list[memoryview] | NotYet:
+        """The next bytes of the save file as views; [] at the end; NotYet: not before its time."""
+        file = self._open_file()
+        try:
+            with self._lock:
+                views = file.read(self.session.clock.now_ns(), size_max)
+        except DeviceError as error:
+            raise self._named(error, "reading its state") from None
+        if not isinstance(views, NotYet):
+            for view in views:
+                self._digest.update(view)
+            self.bytes_passed += sum(map(len, views))
+        return views
+
+    def read(self, size_max: int) -> list[memoryview]:
+        """As try_read, waiting."""
+        while isinstance(views := self.try_read(size_max), NotYet):
+            self.session.sleep_until(views.ready_ns)
+        return views
+
+    def precopy_info(self) -> Precopy:
+        """What PRE_COPY still has."""
+        file = self._open_file()
+        if not isinstance(file, SaveFile):
+            raise LocalProtocolError(f"{self.idstr} has no save file")
+        return self._call(lambda now_ns: self.device.precopy_info(now_ns, file))
+
+    def config_payload(self) -> bytes:
+        """The config buffer's bytes: the PCI state between its two tags."""
+        config = self.device.save_config()
+        self._config_digest = _text(xxhash.xxh3_128(config))
+        return _CONFIG_STATE + config + _END_OF_STATE
+
+    # -- loading -------------------------------------------------------------------------------------
+
+    def load(self, view: memoryview) -> None:
+        """Write bytes to the resume file, to the last one."""
+        file = self._open_file()
+        self._digest.update(view)
+        self.bytes_passed += len(view)
+        session = self.session
+        while True:
+            now_ns = session.clock.now_ns()
+            try:
+                with self._lock:
+                    written = file.write(now_ns, view)
+            except DeviceError as error:
+                raise self._named(error, "loading its state") from None
+            view = view[written.consumed :]
+            if written.ready_ns > now_ns:
+                session.sleep_until(written.ready_ns)
+            elif not view:
+                return
+
+    def landing(self, size: int) -> memoryview | None:
+        """Where the next `size` bytes of the stream end up if all are part of one image, else None.
+
+        What is received there and then given to `load` needs no copy. Only while nobody loads.
+        """
+        file = self.file
+        if not isinstance(file, ResumeFile):
+            return None
+        start = file.received_bytes
+        left = len(self.device.memory) - start
+        if self.device.firmware.profile.records:
+            machine = file.machine
+            if machine.state is not LoadState.READ_IMAGE:
+                return None
+            left = min(left, machine.record_size - (start - file.loaded_bytes))
+        return self.device.memory[start : start + size] if size <= left else None
+
+    def load_config_payload(self, payload: memoryview) -> None:
+        """Load a config buffer. RemoteProtocolError: its tags are not there, or the device refuses it."""
+        if bytes(payload[:8]) != _CONFIG_STATE:
+            raise RemoteProtocolError(
+                f"the config buffer of {self.idstr} begins with {bytes(payload[:8]).hex()}", field="VFIO tag"
+            )
+        if len(payload) < 16 or bytes(payload[-8:]) != _END_OF_STATE:
+            raise RemoteProtocolError(
+                f"the config buffer of {self.idstr} ends with {bytes(payload[-8:]).hex()}", field="VFIO tag"
+            )
+        self.load_config(bytes(payload[8:-8]))
+
+    def load_config(self, config: bytes) -> None:
+        """Load the PCI state."""
+        self._config_digest = _text(xxhash.xxh3_128(config))
+        self._call(lambda now_ns: self.device.load_config(now_ns, config))
+        self.configured = True
+
+    # -- what it came to -----------------------------------------------------------------------------
+
+    def journal_image(self) -> None:
+        """Everything has passed: journal size and digest."""
+        self.session.journal.write(
+            Image(
+                t=self.session.clock.now_ns(),
+                device=self.idstr,
+                size=self.bytes_passed,
+                digest=_text(self._digest),
+                config_digest=self._config_digest,
+            )
+        )
+
+    def verify(self, seed: int, size: int) -> bool:
+        """Compare the image with what it must be, and journal it."""
+        image = self.device.image
+        wrong_at: int | None = None
+        difference = Pattern(seed, self.idstr).verify(image)
+        if difference is not None:
+            wrong_at = difference.offset
+        elif len(image) != size:
+            wrong_at = min(len(image), size)
+        self.session.journal.write(
+            Verified(
+                t=self.session.clock.now_ns(),
+                device=self.idstr,
+                equal=wrong_at is None,
+                wrong_at=wrong_at,
+            )
+        )
+        return wrong_at is None
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _open_file(self) -> DataFile:
+        if self.file is None:
+            raise LocalProtocolError(f"{self.idstr} has no data file open")
+        return self.file
+
+    def _call(self, attempt: Callable[[int], T | NotYet]) -> T:
+        while True:
+            try:
+                with self._lock:
+                    result = attempt(self.session.clock.now_ns())
+            except DeviceError as error:
+                raise self._named(error, "") from None
+            if not isinstance(result, NotYet):
+                return result
+            self.session.sleep_until(result.ready_ns)
+
+    def _named(self, error: DeviceError, doing: str) -> DeviceError:
+        message = str(error).partition(": ")[2]
+        if self.idstr not in message:
+            message = f"{self.idstr}: {message}"
+        named = DeviceError(error.errno, f"{doing}: {message}" if doing else message)
+        named.device = self.idstr  # type: ignore[attr-defined]
+        return named
+
+    def _journal_arc(self, old: State, new: State, number: int) -> None:
+        now_ns = self.session.clock.now_ns()
+        self.session.journal.write(
+            StateLine(t=now_ns, device=self.idstr, old=old.name, new=new.name, errno=number)
+        )
+
+
+def make_slots(session: Session, *, filled: bool) -> list[Slot]:
+    """The endpoint's devices, all of one PF. filled: with the state that seed and name say; else empty."""
+    migration = session.migration
+    profile = PROFILES[migration.profile]
+    firmware = Firmware(profile)
+    free = is_free(profile)
+    shared = threading.Lock()
+    plan = Plan(precopy_bytes=migration.precopy_bytes, chunk_bytes=migration.chunk_bytes)
+    slots = []
+    for idstr in migration.devices:
+        memory = allocate(migration.state_bytes)
+        if filled:
+            Pattern(migration.seed, idstr).fill(memory)
+        device = Device(idstr, memory, firmware, plan=plan)
+        # Without costs the devices share nothing, and each may be in another thread's hands.
+        slots.append(Slot(session, idstr, device, threading.Lock() if free else shared))
+    return slots
+
+
+def _text(digest: xxhash.xxh3_128) -> str:
+    return "xxh3-128:" + digest.hexdigest()
