@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`vfmig run`: one migration, captured and judged; one evidence folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from verifier.cli import INTERRUPTED
+from verifier.cli.output import printing
+from verifier.cli.values import Size
+
+_MIB = 1 << 20
+
+
+@click.command("run")
+@click.option("--vfs", default=4, show_default=True, type=click.IntRange(1, 30), help="Devices.")
+@click.option("--state-size", default="100MiB", show_default=True, type=Size(1), help="State of each device.")
+@click.option(
+    "--channels", default=6, show_default=True, type=click.IntRange(0, 255), help="Multifd connections."
+)
+@click.option(
+    "--transfer",
+    default="multifd",
+    show_default=True,
+    type=click.Choice(["multifd", "main"]),
+    help="All devices at once over multifd, or one after the other on the main channel.",
+)
+@click.option(
+    "--profile",
+    default="connectx7",
+    show_default=True,
+    type=click.Choice(["connectx7", "unlimited", "opaque"]),
+    help="A card's timing, none, or bytes without mlx5 records.",
+)
+@click.option(
+    "--precopy", default="0", show_default=True, type=Size(), help="Share of each state before the stop."
+)
+@click.option(
+    "--queue-cap", type=Size(1), help="Bytes a device may have queued at the target.  [default: none]"
+)
+@click.option(
+    "--load-threads", type=click.IntRange(1, 256), help="Loaders at the target.  [default: one a device]"
+)
+@click.option("--ram", default="16MiB", show_default=True, type=Size(), help="Guest RAM.")
+@click.option(
+    "--zero-pages",
+    default="multifd",
+    show_default=True,
+    type=click.Choice(["multifd", "legacy", "none"]),
+    help="Who finds zero pages, as QEMU's zero-page-detection.",
+)
+@click.option(
+    "--dialect",
+    default="10.0",
+    show_default=True,
+    type=click.Choice(["10.0", "10.1", "10.2", "11.0", "11.1"]),
+)
+@click.option(
+    "--capture",
+    default="full",
+    show_default=True,
+    type=click.Choice(["full", "headers", "none"]),
+    help="What the source's tap keeps; headers: no payload, but its digest.",
+)
+@click.option("--sniff", metavar="IFACE", help="Capture on this interface instead (needs CAP_NET_RAW).")
+@click.option(
+    "--transport",
+    default="tcp",
+    show_default=True,
+    type=click.Choice(["tcp", "unix", "memory"]),
+    help="memory: both ends in one process.",
+)
+@click.option("--runs", default=1, show_default=True, type=click.IntRange(1), help="Repeat.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), help="Of every random choice.  [default: a new one]"
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Evidence folder.  [default: new, in runs/]"
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object (vfmig.report/1) on stdout.")
+@click.pass_context
+def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool, **options: Any) -> int:
+    """Migrate mock VFs from one process to another, capture what passes, and judge it."""
+    from mockdev.errors import VfmigError
+    from verifier import evidence
+    from verifier.cli.progress import Progress
+    from verifier.cli.room import check_room
+    from verifier.report import text
+    from verifier.verdict import merge
+
+    _check_sniff(ctx, options)
+    config = evidence.config_of(options)
+    try:
+        config.check()
+    except VfmigError as error:
+        raise click.UsageError(str(error)) from None
+    check_room(config)
+    reports = []
+    folders = evidence.new_folders(output, runs)
+    for number, folder in enumerate(folders):
+        this = msgspec.structs.replace(config, seed=config.seed + number)
+        try:
+            with Progress(sys.stderr, f"run {number + 1} of {runs}" if runs > 1 else "") as progress:
+                report = evidence.run(folder, this, progress.update, sniff=options["sniff"])
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():  # which has echoed ^C
+                click.echo(err=True)
+            click.echo(f"vfmig: interrupted; what there is of the run lies in {folder}", err=True)
+            return INTERRUPTED
+        reports.append(report)
+        if not as_json:
+            with printing():
+                text.print_report(report, sys.stdout)
+                click.echo(f"evidence in {folder}")
+    merged = merge(reports)
+    if as_json:
+        with printing():
+            text.write_json(merged)
+    return merged.exit_code
+
+
+def _check_sniff(ctx: click.Context, options: dict[str, Any]) -> None:
+    """The sniffer sees TCP, and all of it."""
+    if not options["sniff"]:
+        return
+    if options["transport"] != "tcp":
+        raise click.UsageError("--sniff needs --transport tcp")
+    given = ctx.get_parameter_source("capture") is not click.core.ParameterSource.DEFAULT
+    if given and options["capture"] != "full":
+        raise click.UsageError(
+            "--sniff captures everything, in place of the endpoint's tap: it goes only with --capture full"
+        )

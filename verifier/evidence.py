@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The evidence folder of a run: made, filled by the migration, judged, and described in `run.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from mockdev.errors import VfmigError
+from mockdev.lab.endpoint import EXIT_BEGIN
+from mockdev.lab.migration import Cancel, run_migration
+from mockdev.lab.outcome import Outcome
+from mockdev.runtime.config import MigrationConfig
+from verifier.capture.sniff import Sniffer
+from verifier.check import check_path
+from verifier.invariants.reporting import standing_of
+from verifier.verdict import Report, Unknown
+
+SCHEMA = "vfmig.run/1"
+CAPTURE = "capture.pcapng"
+_SEED_BITS = 32
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# phase in words, bytes so far, bytes in all (0: not known)
+OnProgress = Callable[[str, int, int], None]
+
+
+class FolderError(VfmigError):
+    """The evidence folder cannot be made or written."""
+
+    environment = True
+
+
+class BeginError(VfmigError):
+    """An endpoint could not take up its work: the machine lacks something."""
+
+    environment = True
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    """`run.json`. arguments: the migration's configuration; machine: what it ran on."""
+
+    schema: str = SCHEMA
+    arguments: dict[str, Any]
+    seed: int
+    sniffed: str | None
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    outcome: Outcome | None = None
+    report: Report | None = None
+
+
+def new_seed() -> int:
+    """A seed for a run that was given none."""
+    return secrets.randbits(_SEED_BITS)
+
+
+def new_folders(wanted: Path | None, runs: int = 1) -> list[Path]:
+    """Make the folder of each run: `wanted`, or a new one in runs/; of several runs, numbered ones in it.
+
+    FolderError when one cannot be made, or holds something already.
+    """
+    if wanted is None:
+        wanted = Path("runs", time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2))
+    folders = [wanted / f"{number:04d}" for number in range(runs)] if runs > 1 else [wanted]
+    try:
+        os.fspath(wanted).encode()
+        wanted.mkdir(parents=True, exist_ok=True)
+        if any(wanted.iterdir()):
+            raise FolderError(f"{wanted} is not empty; give -o a folder that is new")
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+    except UnicodeEncodeError:
+        raise FolderError("the evidence folder's name is not UTF-8; give -o another one") from None
+    except (FileExistsError, NotADirectoryError):
+        raise FolderError(f"{wanted} cannot be made: there is a file of that name on the way") from None
+    except OSError as error:
+        raise FolderError(f"{wanted} cannot be made: {error.strerror}") from None
+    return folders
+
+
+def run(
+    folder: Path, config: MigrationConfig, on_progress: OnProgress, *, sniff: str | None = None
+) -> Report:
+    """Run the migration into `folder`, judge what it left there, and keep `run.json` there up to date.
+
+    sniff: the interface to capture on instead of the endpoint's tap. Interrupted (SIGINT, SIGTERM, SIGHUP),
+    it leaves the folder readable and raises KeyboardInterrupt. FolderError: nothing can be written there at
+    the start; later on that becomes part of the report. BeginError: an endpoint could not begin.
+    """
+    record = _record(config, sniff)
+    why = _write(record, folder)
+    if why:
+        raise FolderError(why)
+    try:
+        complaints = _migrate(folder, config, on_progress, record)
+        on_progress("judging", 0, 0)
+        assert record.outcome is not None
+        report = record.report = _judge(folder, record.outcome, complaints)
+    except BaseException:
+        _write(record, folder)  # what is known; why it is no more is told by the exception
+        raise
+    why = _write(record, folder)
+    if why:
+        _doubt(report, [Unknown(id="evidence", why=why)])
+    return report
+
+
+def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, record: RunRecord) -> list[str]:
+    """Put the outcome into the record; gives why evidence is not whole (a full disk, say)."""
+    sniff = record.sniffed
+    expected = config.vfs * config.state_bytes + config.ram_bytes
+    cancel = Cancel()
+    sniffers: list[Sniffer] = []
+    with _asking(cancel.cancel) as asked, ExitStack() as stack:
+
+        def watch(message: dict[str, Any]) -> None:
+            event = message.get("event")
+            if sniff and event == "ready" and message.get("role") == "target":
+                port = int(message["address"].rpartition(":")[2])
+                sniffer = Sniffer(sniff, folder / CAPTURE, ports=[port], expected_bytes=expected * 11 // 10)
+                sniffers.append(stack.enter_context(sniffer))
+            elif event == "progress" and message.get("role") == "source":
+                on_progress(message["phase"], message["moved_bytes"], expected)
+
+        outcome = record.outcome = run_migration(config, folder, watch, cancel)
+    if asked:
+        raise KeyboardInterrupt
+    for role, end in (("source", outcome.source), ("target", outcome.target)):
+        if end.exit_status == EXIT_BEGIN:
+            raise BeginError(f"the {role} could not begin: {end.error}")
+    complaints = [outcome.source.complaint, outcome.target.complaint]
+    complaints += [sniffer.report.complaint for sniffer in sniffers]
+    return [complaint for complaint in complaints if complaint]
+
+
+@contextmanager
+def _asking(cancel: Callable[[], None]) -> Iterator[list[int]]:
+    """While in it, a signal to end calls `cancel` instead of breaking in anywhere; gives those that came."""
+    came: list[int] = []
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        cancel()
+
+    taken = {}
+    if threading.current_thread() is threading.main_thread():
+        taken = {n: old for n in _ENDING if (old := signal.getsignal(n)) != signal.SIG_IGN}
+    for number in taken:
+        signal.signal(number, hear)
+    try:
+        yield came
+    finally:
+        for number, old in taken.items():
+            signal.signal(number, old)
+
+
+def _judge(folder: Path, outcome: Outcome, complaints: list[str]) -> Report:
+    """What the folder shows, and what the run itself knows of it."""
+    report = check_path(folder)
+    report.outcome = outcome.outcome
+    why = [Unknown(id="evidence", why=complaint) for complaint in complaints]
+    for row in report.unreadable:  # our own evidence: not an input that somebody should have given
+        why.append(Unknown(id="evidence", why=row.error))
+        row.error = ""
+    for role, end in (("target", outcome.target), ("source", outcome.source)):
+        if end.outcome != "completed":
+            why.append(Unknown(id="outcome", why=f"the {role} {end.outcome}: {end.error}"))
+    _doubt(report, why)
+    return report
+
+
+def _doubt(report: Report, why: list[Unknown]) -> None:
+    """The report cannot say that all holds any more. The nearest reason comes first."""
+    said = {unknown.why for unknown in why}
+    report.unknown = why + [unknown for unknown in report.unknown if unknown.why not in said]
+    report.standing = standing_of(report)
+
+
+def _record(config: MigrationConfig, sniff: str | None) -> RunRecord:
+    return RunRecord(
+        arguments=msgspec.to_builtins(config),
+        seed=config.seed,
+        sniffed=sniff,
+        versions={"vfmig": version("vfmig"), "python": platform.python_version()},
+        machine={
+            "kernel": platform.release(),
+            "architecture": platform.machine(),
+            "cpus": len(os.sched_getaffinity(0)),
+        },
+    )
+
+
+def _write(record: RunRecord, folder: Path) -> str:
+    """Put the record in the place of the last one, whole or not at all; "" or why it could not be."""
+    path = folder / "run.json"
+    new = folder / ".run.json.new"
+    try:
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+        new.replace(path)
+    except OSError as error:
+        return f"{path} cannot be written: {error.strerror}"
+    finally:
+        new.unlink(missing_ok=True)
+    return ""
+
+
+def config_of(options: Mapping[str, Any]) -> MigrationConfig:
+    """The configuration that the command's options ask for; a new seed when they hold none."""
+    seed = options["seed"]
+    return MigrationConfig(
+        vfs=options["vfs"],
+        state_bytes=options["state_size"],
+        channels=options["channels"],
+        transfer=options["transfer"],
+        profile=options["profile"],
+        precopy_bytes=options["precopy"],
+        queue_cap_bytes=options["queue_cap"],
+        load_threads=options["load_threads"],
+        ram_bytes=options["ram"],
+        zero_pages=options["zero_pages"],
+        capture="none" if options["sniff"] else options["capture"],
+        transport=options["transport"],
+        seed=new_seed() if seed is None else seed,
+        dialect=options["dialect"],
+    )
