@@ -134,3 +134,29 @@ def test_ends_do_not_depend_on_who_looks_when(
     assert all(abs(quiet[name] - watched[name]) <= 1 + len(starts) for name in quiet)
     for name, (at, cost) in zip(map(str, range(len(starts))), starts, strict=True):
         assert quiet[name] >= at + cost
+
+
+@given(
+    costs=st.lists(st.integers(1, 10**9), min_size=1, max_size=4),
+    sessions=st.integers(1, 4),
+    start_ns=st.integers(1_700_000_000 * 10**9, 1_900_000_000 * 10**9),
+)
+def test_who_comes_back_when_told_is_not_told_the_same_again(
+    costs: list[int], sessions: int, start_ns: int
+) -> None:
+    """At times of this century, which a float holds in steps of 256 ns only, waiting must still end."""
+    firmware = Firmware(PROFILES["connectx7"])
+    for _ in range(sessions):
+        firmware.enter(start_ns)
+    ended: list[int] = []
+    commands = [Command(cost, ended.append) for cost in costs]
+    for command in commands:
+        firmware.start(start_ns, command)
+    now_ns = start_ns
+    for wanted in range(1, len(commands) + 1):
+        while len(ended) < wanted:
+            left = [c for c in commands if c in firmware._running]
+            again_ns = min(map(firmware.ready_ns, left))
+            assert again_ns > now_ns
+            now_ns = again_ns
+            firmware.advance(now_ns)

@@ -66,8 +66,8 @@ class Pattern:
             self.fill(memoryview(scratch), offset + at)
             if scratch != piece:
                 wrong = next(i for i, (a, b) in enumerate(zip(scratch, piece, strict=True)) if a != b)
-                end = wrong + STAMP_SIZE
-                return Difference(offset + at + wrong, bytes(scratch[wrong:end]), bytes(piece[wrong:end]))
+                found = bytes(image[at + wrong : at + wrong + STAMP_SIZE])
+                return Difference(offset + at + wrong, self.read(offset + at + wrong, len(found)), found)
         return None
 
     def _stamp(self, memory: memoryview, offset: int) -> None:

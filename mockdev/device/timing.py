@@ -151,15 +151,15 @@ class Firmware:
 
     def ready_ns(self, command: Command) -> int:
         """The earliest time at which a running command can end: when no other one starts meanwhile."""
-        at_ns: float = self._at_ns
+        left_ns = 0.0  # apart from the time, for a float of the epoch's size knows only steps of 256 ns
         served = 0.0
         order = sorted(self._running, key=lambda other: other.left_ns)
         for index, other in enumerate(order):
-            at_ns += max(0.0, other.left_ns - served) / self._speed(len(order) - index)
+            left_ns += max(0.0, other.left_ns - served) / self._speed(len(order) - index)
             served = max(served, other.left_ns)
             if other is command:
                 break
-        return ceil(at_ns - _SLACK_NS)
+        return self._at_ns + max(0, ceil(left_ns - _SLACK_NS))
 
     def _speed(self, running: int) -> float:
         siblings = max(0, self.sessions - 1)
