@@ -28,7 +28,7 @@ import msgspec
 
 from mockdev.errors import VfmigError
 from mockdev.runtime.config import EndpointConfig
-from mockdev.runtime.session import Result
+from mockdev.runtime.session import Result, StoppedError
 from mockdev.runtime.source import Source
 from mockdev.runtime.target import Target
 
@@ -94,7 +94,8 @@ class _Process:
         self.events.put(("result", result))
 
     def _migrate(self, endpoint: Source | Target, config: EndpointConfig) -> Result:
-        endpoint.prepare()
+        with contextlib.suppress(StoppedError):  # called off meanwhile: `run` ends at once and says why
+            endpoint.prepare()
         if isinstance(endpoint, Target):
             self.events.put(("ready", endpoint.address))
             return endpoint.run()

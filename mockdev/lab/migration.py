@@ -19,10 +19,9 @@ import msgspec
 
 import mockdev
 from mockdev.clock import Clock, wall_offset_ns
-from mockdev.errors import VfmigError
 from mockdev.lab.outcome import EndpointStatus, Outcome, summarise
 from mockdev.runtime.config import EndpointConfig, MigrationConfig
-from mockdev.runtime.session import Result
+from mockdev.runtime.session import Result, describe_error
 from mockdev.runtime.source import Source
 from mockdev.runtime.target import Target
 from mockdev.runtime.transports import MemoryNet
@@ -329,8 +328,8 @@ class _Inside:
     def _run(self) -> None:
         try:
             result = self._endpoint.run()
-        except VfmigError as error:
-            result = Result("failed", str(error), False, 0, 0, "")
+        except Exception as error:  # also a defect of ours must not leave the run waiting
+            result = Result("failed", describe_error(error), False, 0, 0, "")
         self.status = EndpointStatus(
             outcome=result.outcome,
             error=result.error,

@@ -4,20 +4,26 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from contextlib import suppress
 
 _PAGE = mmap.PAGESIZE
+_PIECE = 16 << 20
 
 
-def allocate(size: int) -> memoryview:
+def allocate(size: int, check: Callable[[], None] = lambda: None) -> memoryview:
     """`size` zero bytes (1 or more) of anonymous memory that has its pages already.
 
     Fresh memory costs a page fault per page at the first write, at a fifth of a copy's speed; with huge
-    pages the faults are few, and here they are taken in advance.
+    pages the faults are few, and here they are taken in advance. check: called every few MiB, for it can
+    take seconds; what it raises ends the work.
     """
     area = mmap.mmap(-1, max(size, 1), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError, AttributeError):  # a kernel without them gives small pages: slower, not wrong
         area.madvise(mmap.MADV_HUGEPAGE)
     view = memoryview(area)[:size]
-    view[::_PAGE] = bytes(len(range(0, size, _PAGE)))
+    for start in range(0, size, _PIECE):
+        check()
+        piece = view[start : start + _PIECE]
+        piece[::_PAGE] = bytes(len(range(0, len(piece), _PAGE)))
     return view

@@ -249,7 +249,7 @@ def make_slots(session: Session, *, filled: bool) -> list[Slot]:
     plan = Plan(precopy_bytes=migration.precopy_bytes, chunk_bytes=migration.chunk_bytes)
     slots = []
     for idstr in migration.devices:
-        memory = allocate(migration.state_bytes)
+        memory = allocate(migration.state_bytes, session.check)
         if filled:
             Pattern(migration.seed, idstr).fill(memory)
         device = Device(idstr, memory, firmware, plan=plan)

@@ -130,7 +130,7 @@ class Source:
                 slot.set_state(State.RUNNING)
         except VfmigError:
             return False
-        return bool(self._slots)
+        return True
 
     # -- connections ---------------------------------------------------------------------------------
 
