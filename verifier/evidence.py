@@ -106,6 +106,7 @@ def run(
         raise FolderError(why)
     try:
         complaints = _migrate(folder, config, on_progress, record)
+        _write(record, folder)  # whoever is killed while judging leaves the outcome
         on_progress("judging", 0, 0)
         assert record.outcome is not None
         report = record.report = _judge(folder, record.outcome, complaints)

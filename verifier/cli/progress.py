@@ -30,7 +30,10 @@ class Progress:
 
     def update(self, phase: str, done: int, total: int) -> None:
         """Show where the run is."""
-        self._bar.update(self._task, description=self._title + phase, completed=done, total=total or None)
+        if total:
+            self._bar.update(self._task, description=self._title + phase, completed=done, total=total)
+        else:  # None as a total would mean: as it was
+            self._bar.reset(self._task, description=self._title + phase, total=None)
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -132,6 +132,4 @@ def _check_sniff(ctx: click.Context, options: dict[str, Any]) -> None:
         raise click.UsageError("--sniff needs --transport tcp")
     given = ctx.get_parameter_source("capture") is not click.core.ParameterSource.DEFAULT
     if given and options["capture"] != "full":
-        raise click.UsageError(
-            "--sniff captures everything, in place of the endpoint's tap: it goes only with --capture full"
-        )
+        raise click.UsageError(f"--sniff captures everything: no --capture {options['capture']} with it")

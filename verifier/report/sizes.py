@@ -9,7 +9,7 @@ def size_text(size: float) -> str:
     for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}".replace(".0 ", " ")
-    return f"{size:.0f} bytes"
+    return "1 byte" if size == 1 else f"{size:.0f} bytes"
 
 
 def rate_text(bytes_per_s: float) -> str:
@@ -21,5 +21,7 @@ def rate_text(bytes_per_s: float) -> str:
 
 
 def duration_text(ms: float) -> str:
-    """A time: "274 ms", "1.78 s"."""
-    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.2f} s"
+    """A time: "0.31 ms", "7.2 ms", "274 ms", "1.78 s"."""
+    if ms >= 999.5:
+        return f"{ms / 1000:.2f} s"
+    return f"{ms:.0f} ms" if ms >= 10 else f"{ms:.1f} ms" if ms >= 1 else f"{ms:.2f} ms"
