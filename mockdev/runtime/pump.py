@@ -8,7 +8,6 @@ lost by that, and no buffer changes hands between threads on its way out.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 
@@ -43,8 +42,7 @@ class SendPump:
         self._ram = ram
         self._connections = connections
         self._on_broken = on_broken
-        # More buffers on their way than cores that can copy them only push each other out of the caches.
-        in_flight = migration.in_flight_max or max(2, os.cpu_count() or 1)
+        in_flight = migration.in_flight_max or max(1, len(connections))
         names = [slot.idstr for slot in self._slots]
         self._plan = SendPlan(names, len(connections), in_flight_max=in_flight)
         self._lock = threading.Lock()

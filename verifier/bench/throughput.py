@@ -23,6 +23,8 @@ from verifier.bench.qemu_ram import migrate_ram, ram_image
 from verifier.bench.sample import Sample, ThroughputRow, row
 
 BARE, OURS, QEMU = "bare loop", "vfmig", "QEMU multifd RAM"
+# With fewer sends than channels at once less is pushed out of the caches, but few channels carry it all.
+TWO = "vfmig, 2 sends at once"
 TAP_HEADERS, TAP_FULL = "vfmig, tap with headers and digests", "vfmig, tap with full payload"
 _MIB = 1 << 20
 
@@ -59,13 +61,17 @@ def _measures(stack: ExitStack, vfs: int, state_bytes: int, capture: bool) -> tu
     total = vfs * state_bytes
     folder = Path(stack.enter_context(_scratch()))
 
-    def ours(kept: str) -> Measure:
+    def ours(kept: str, at_once: int | None = None) -> Measure:
         def take(channels: int) -> Sample:
-            return _ours(folder, vfs, state_bytes, channels, kept)
+            return _ours(folder, vfs, state_bytes, channels, kept, at_once)
 
         return take
 
-    measures: dict[str, Measure] = {BARE: lambda channels: _bare(channels, total), OURS: ours("none")}
+    measures: dict[str, Measure] = {
+        BARE: lambda channels: _bare(channels, total),
+        OURS: ours("none"),
+        TWO: ours("none", 2),
+    }
     if capture:
         measures[TAP_HEADERS] = ours("headers")
         measures[TAP_FULL] = ours("full")
@@ -109,13 +115,16 @@ def _bare(channels: int, total: int) -> Sample:
     return Sample(size * channels, taken["seconds"], taken["cpu_s"])
 
 
-def _ours(folder: Path, vfs: int, state_bytes: int, channels: int, capture: str) -> Sample:
+def _ours(
+    folder: Path, vfs: int, state_bytes: int, channels: int, capture: str, at_once: int | None
+) -> Sample:
     config = MigrationConfig(
         vfs=vfs,
         state_bytes=state_bytes,
         channels=channels,
         profile="unlimited",
         capture=capture,  # type: ignore[arg-type]
+        in_flight_max=at_once,
     )
     outcome = run_migration(config, folder)
     (folder / "capture.pcapng").unlink(missing_ok=True)
