@@ -31,8 +31,8 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     buffer_bytes: of one device-state buffer. chunk_bytes: of one SAVE. in_flight_max: device buffers being
     sent at once, None: one per channel, so that all are used alike. pool_bytes_max: of received and not
-    loaded buffers. socket_buffer_bytes: 0: the system's own, None: what suits the number of channels. idle_timeout_s:
-    silence on all connections that ends an endpoint.
+    loaded buffers. socket_buffer_bytes: 0: the system's own, None: what suits the number of channels.
+    idle_timeout_s: silence on all connections that ends an endpoint.
     """
 
     vfs: int = 4

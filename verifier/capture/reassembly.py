@@ -170,8 +170,9 @@ class _Reassembly:
                             if begin != end:
                                 size = end - begin
                                 direction.expected = (seq + size) & MASK
-                                direction.offset += size
-                                direction.recent.append(start)
+                                position = direction.offset
+                                direction.offset = position + size
+                                direction.recent.append((position + size, position, begin))
                                 direction.data(begin, end, time_ns)
                             direction.ack = ack
                             continue
@@ -205,7 +206,7 @@ class _Reassembly:
         key, seq, _, flags, *_, ip_at = found
         direction = self.tables[interface].get(key)
         if direction is None or (flags & SYN and _is_another(direction, seq, flags)):
-            direction = self._open(key, interface, point.link_type, time_ns)
+            direction = self._open(key, interface, time_ns)
         if direction is None:
             self.accounting.unread[UNTRACKED] += 1
         else:
@@ -215,7 +216,7 @@ class _Reassembly:
         self.shapes[interface] = self._shape(len(key), ip_at - start)
         return self.shapes[interface]
 
-    def _open(self, key: bytes, interface: int, link_type: int, time_ns: int) -> Direction | None:
+    def _open(self, key: bytes, interface: int, time_ns: int) -> Direction | None:
         """A new connection in place of an earlier one between the same ends; None when there are too many."""
         table = self.tables[interface]
         earlier = table.get(key)
@@ -229,8 +230,7 @@ class _Reassembly:
         data = self.capture.data
         runs = next(runs for below, runs in _HISTORY if number < below)
         direction, peer = (
-            Direction(name, number, data, link_type, self.waiting, deque(maxlen=runs))
-            for name in (key, reverse(key))
+            Direction(name, number, data, self.waiting, deque(maxlen=runs)) for name in (key, reverse(key))
         )
         direction.peer, peer.peer = peer, direction
         table[key], table[peer.key] = direction, peer

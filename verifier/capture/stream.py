@@ -12,9 +12,10 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
-from verifier.capture.packets import Address, segment
+from verifier.capture.packets import Address
 
 MASK = 0xFFFF_FFFF
 WINDOW_BYTES_MAX = (
@@ -100,15 +101,14 @@ class Direction:
     expected: the next sequence number while every packet that carries it may simply be delivered, else -1:
     so that one comparison tells the reader of packets whether it may go the short way (see `reassembly`).
     offset: bytes given to the sink, holes included. base: the sequence number of position 0. recent: what
-    was delivered lately, as starts of whole frames or as (end position, position, start in the file).
+    was delivered lately, as (end position, position, start in the file).
     """
 
     key: bytes
     connection: int
     capture: mmap.mmap
-    link_type: int
     waiting: Waiting
-    recent: deque[int | tuple[int, int, int]]
+    recent: deque[tuple[int, int, int]]
     flow: Flow | None = None
     sink: Sink | None = None
     data: Callable[[int, int, int], object] = _nowhere
@@ -281,9 +281,9 @@ class Direction:
         """Compares run, up to `stop`, with what was delivered there."""
         recent = self.recent
         here = run[0]
-        index = bisect_right(recent, here, key=lambda held: self._recall(held)[0])
+        index = bisect_right(recent, here, key=itemgetter(0))
         while here < stop and index < len(recent):
-            end, position, start = self._recall(recent[index])
+            end, position, start = recent[index]
             if position > here:
                 self._repeated(_from(run, here), min(position, stop), here, -1)
                 here = min(position, stop)
@@ -309,17 +309,6 @@ class Direction:
             flow.conflicts += 1
             if flow.first_conflict < 0:
                 flow.first_conflict = run[0]
-
-    def _recall(self, held: int | tuple[int, int, int]) -> tuple[int, int, int]:
-        """(end position, position, start in the file) of something delivered."""
-        if not isinstance(held, int):
-            return held
-        size = len(self.capture)
-        found = segment(self.capture, held, size, size - held, self.link_type)
-        assert not isinstance(found, str), "the short way takes only frames that read well"
-        seq, start, stop = found[1], found[4], found[5]
-        position = self.position(seq)
-        return position + stop - start, position, start
 
 
 def _from(run: Run, position: int) -> Run:
