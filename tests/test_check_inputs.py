@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from pathlib import Path
 
 import msgspec
@@ -226,13 +227,23 @@ def test_a_flood_of_devices_takes_bounded_memory_and_is_said(tmp_path: Path) -> 
 def test_a_judge_that_dies_takes_only_its_own_verdict_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deadly = "os._exit(7) if 'deadly' in p else check_path(p)"
+    done = tmp_path / "done"
+    deadly = "os._exit(7) if 'deadly' in p else (open(p + '.seen', 'w').close(), check_path(p))[1]"
     worker = (
         "import json, os, sys; sys.path[:] = json.loads(sys.argv[1]); import verifier.check as c;"
         f"check_path = c.check_path; c.check_path = lambda p: {deadly}; c.serve()"
     )
+
+    def patient(path: Path) -> Report:
+        """This process's share: one input, for as long as the other process judges the rest."""
+        while not Path(f"{done}.seen").exists():
+            time.sleep(0.001)
+        return check_path(path)
+
     monkeypatch.setattr("verifier.check._WORKER", worker)
-    fine, killer = capture(tmp_path / "fine.pcapng"), capture(tmp_path / "deadly.pcapng")
-    reports = check_each([killer, fine, killer, fine], 2)
-    assert [r.exit_code for r in reports] == [4, 0, 4, 0]
-    assert "ended with status 7" in reports[0].inputs[0].error
+    monkeypatch.setattr("verifier.check.check_path", patient)
+    fine, killer, last = capture(tmp_path / "fine.pcapng"), capture(tmp_path / "deadly.pcapng"), capture(done)
+    # Each of the two takes one of the first two before the other process has even started.
+    reports = check_each([fine, fine, killer, fine, killer, last], 2)
+    assert [r.exit_code for r in reports] == [0, 0, 4, 0, 4, 0]
+    assert "ended with status 7" in reports[2].inputs[0].error

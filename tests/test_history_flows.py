@@ -70,6 +70,26 @@ def test_a_retry_to_the_same_target_is_another_migration() -> None:
     assert [lane.migration for lane in (*first, early, second)] == [0, 0, 1, 1]
 
 
+def test_a_retry_is_apart_though_the_first_try_never_said_a_word_on_its_main_channel() -> None:
+    net = Net()
+    silent, _ = net.connect()
+    first = net.begin(CHANNEL_HEAD)
+    for lane in (silent, first):
+        net.directory.end(lane)
+    assert [first.migration, net.begin(CHANNEL_HEAD).migration, net.begin(MAIN_HEAD).migration] == [0, 1, 1]
+
+
+def test_a_retry_is_apart_when_the_target_closed_what_the_source_left_open() -> None:
+    net = Net()
+    first = [net.begin(MAIN_HEAD), net.begin(CHANNEL_HEAD)]
+    net.directory.end(first[0])
+    assert first[1].peer is not None
+    net.directory.end(first[1].peer)
+    early = net.begin(CHANNEL_HEAD)
+    net.directory.end(first[1])
+    assert [early.migration, net.begin(MAIN_HEAD).migration] == [1, 1]
+
+
 def test_a_second_main_channel_begins_another_migration() -> None:
     net = Net()
     assert [net.begin(MAIN_HEAD).migration, net.begin(MAIN_HEAD).migration] == [0, 1]

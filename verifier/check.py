@@ -8,9 +8,12 @@ file is judged on its own. What cannot be read becomes an entry of the report, n
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from os import PathLike
@@ -22,7 +25,7 @@ import msgspec
 import xxhash
 
 from mockdev.errors import VfmigError
-from verifier.capture.opening import CaptureError
+from verifier.capture.opening import CaptureError, open_file
 from verifier.capture.pcapng import Capture, open_capture
 from verifier.history.facts import Facts
 from verifier.history.history import History
@@ -52,28 +55,45 @@ def check_each(paths: Sequence[Path_], jobs: int = 1) -> list[Report]:
     """One report per input, in their order."""
     if jobs <= 1 or len(paths) <= 1:
         return [check_path(path) for path in paths]
-    idle: SimpleQueue[_Worker] = SimpleQueue()
-    for _ in range(min(jobs, len(paths))):
-        idle.put(_Worker())
+    # This process takes its share, so that the others' start-up costs nothing while there is work for it.
+    workers = [_Worker() for _ in range(min(jobs, len(paths)) - 1)]
+    left = deque(enumerate(paths))
+    reports: dict[int, Report] = {}
 
-    def one(path: Path_) -> Report:
-        worker = idle.get()
+    def work(check: Callable[[Path], Report]) -> None:
+        while True:
+            try:
+                number, path = left.popleft()
+            except IndexError:
+                return
+            reports[number] = check(Path(path))
+
+    with ThreadPoolExecutor(len(workers)) as pool:
         try:
-            return worker.check(Path(path))
+            others = [pool.submit(work, worker.check) for worker in workers]
+            work(check_path)
+            for other in others:
+                other.result()
+            return [reports[number] for number in range(len(paths))]
+        except BaseException:  # Ctrl-C, say: nobody waits for what is under way
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.kill()
+            raise
         finally:
-            idle.put(worker)
-
-    try:
-        with ThreadPoolExecutor(idle.qsize()) as pool:
-            return list(pool.map(one, paths))
-    finally:
-        while not idle.empty():
-            idle.get().close()
+            pool.shutdown()
+            for worker in workers:
+                worker.close()
 
 
 def check_path(path: Path_, invariants: Invariants = INVARIANTS) -> Report:
     """Judge one capture, evidence folder or journal."""
     where = Path(path)
+    try:
+        str(where).encode()
+    except UnicodeEncodeError:  # no report could name it
+        shown = os.fsencode(where).decode("utf-8", "backslashreplace")
+        return _unreadable(Path(shown), f"{shown}: its name is not UTF-8, so it cannot be reported on")
     try:
         if where.is_dir():
             return _check_folder(where, invariants)
@@ -84,20 +104,25 @@ def check_path(path: Path_, invariants: Invariants = INVARIANTS) -> Report:
         return _unreadable(where, str(error))
 
 
-def _check_folder(folder: Path, invariants: Invariants) -> Report:
+def files_of(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The capture (none or one) and the journals of an evidence folder. CaptureError: it has neither."""
     captures = [folder / name for name in CAPTURE_NAMES if (folder / name).is_file()]
     journals = [folder / name for name in JOURNAL_NAMES if (folder / name).is_file()]
     if not captures and not journals:
-        return _unreadable(
-            folder, f"{folder} is a folder without {CAPTURE_NAMES[0]}, {' or '.join(JOURNAL_NAMES)}"
-        )
-    report = _judge(captures[:1], journals, invariants, one_target=True)
+        names = f"{CAPTURE_NAMES[0]}, {' or '.join(JOURNAL_NAMES)}"
+        raise CaptureError(f"{folder} is a folder without {names}")
+    return captures[:1], journals
+
+
+def _check_folder(folder: Path, invariants: Invariants) -> Report:
+    captures, journals = files_of(folder)
+    report = _judge(captures, journals, invariants, one_target=True)
     report.seed = _seed(folder / "run.json")
     return report
 
 
 def _check_file(path: Path, invariants: Invariants) -> Report:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         head = file.read(4096)
     if is_journal(head):
         return _judge([], [path], invariants)
@@ -208,11 +233,23 @@ _WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from verifie
 
 
 def serve() -> None:
-    """What a worker does: judge each path that comes as a line of JSON, and answer with a report's line."""
-    for line in sys.stdin:
-        report = check_path(json.loads(line))
-        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-        sys.stdout.flush()
+    """What a worker does: judge each path that comes as a line of JSON, and answer with a report's line.
+
+    The end of its input (its parent's death, too) ends it, whatever it is doing.
+    """
+    lines: SimpleQueue[str] = SimpleQueue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        report = check_path(json.loads(lines.get()))
+        with suppress(BrokenPipeError):
+            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+            sys.stdout.flush()
 
 
 class _Worker:
@@ -220,9 +257,12 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._killed = False
 
     def check(self, path: Path) -> Report:
         """Judge a path there."""
+        if self._killed:
+            return _unreadable(path, f"{path}: called off")
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -237,6 +277,13 @@ class _Worker:
         self.close()
         return _unreadable(path, f"{path}: the process that judged it ended with status {process.returncode}")
 
+    def kill(self) -> None:
+        """End the process at once, from any thread; there will be no other."""
+        self._killed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process, if there is one."""
         process, self._process = self._process, None
@@ -247,5 +294,8 @@ class _Worker:
     def _start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", _WORKER, json.dumps(sys.path)]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        # Ctrl-C on a terminal is for us: we then end it.
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0)
+        if self._killed:  # while we started it
+            self._process.kill()
         return self._process

@@ -4,10 +4,11 @@
 Told by the first bytes alone, whatever the ports: QEMU's own rule. Pure.
 
 Which migration a connection belongs to: all connections of a migration go to one address, the target's;
-so connections to one address are one migration until all of them have ended, or until a second main
+so connections to one address are one migration until all of them are over, or until a second main
 channel comes up: then the next migration begins. (A retry comes to the same address, after the first
-try's connections. Two virtual machines cannot be loaded at one address at once. The VM's uuid is no
-part of the rule, for a channel with a wrong one must be seen as such.)
+try's connections, and a multifd connection of it may speak before its main channel does. Two virtual
+machines cannot be loaded at one address at once. The VM's uuid is no part of the rule, for a channel with
+a wrong one must be seen as such.) A connection is over when either end has closed or reset it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ class Lane:
 
 @dataclass
 class _Target:
-    """The connections to one address. current: the migration that a new connection would belong to."""
+    """The connections to one address. current: the migration that a new connection would belong to.
+
+    open: how many of its main and multifd connections are not over.
+    """
 
     current: int | None = None
     has_main: bool = False
@@ -135,8 +139,13 @@ class Directory:
         if lane.ended:
             return
         lane.ended = True
+        peer = lane.peer
+        if peer is not None and peer.ended:
+            return
         if lane.role in _ANSWER:
             self._target(lane).open -= 1
+        elif peer is not None and peer.role in _ANSWER:
+            self._target(peer).open -= 1
 
     def close(self) -> None:
         """The capture is over: what is still undecided stays unknown, with the reason."""
@@ -152,15 +161,14 @@ class Directory:
 
     def _begin(self, lane: Lane, role: Role) -> None:
         target = self._target(lane)
-        over = target.current is None or (not target.open and target.has_main)
-        if over or (role is Role.MAIN and target.has_main):
+        if target.current is None or not target.open or (role is Role.MAIN and target.has_main):
             if self.migrations >= MIGRATIONS_MAX:
                 lane.role, lane.why = Role.NONE, f"more than {MIGRATIONS_MAX} migrations in one capture"
                 return
             target.current = self.migrations
             target.has_main = False
             self.migrations += 1
-        target.open += 1
+        target.open += lane.peer is None or not lane.peer.ended
         target.has_main |= role is Role.MAIN
         lane.role = role
         lane.migration = target.current

@@ -25,6 +25,8 @@ _ZSTD_WINDOW_BYTES_MAX = 1 << 27
 class CaptureError(VfmigError):
     """A file that cannot be read as a capture at all, or that cannot be made; the message is a sentence."""
 
+    environment = True
+
 
 class Mapped(NamedTuple):
     """The bytes of a capture, and a sentence about what unpacking could not recover, or ""."""
@@ -39,24 +41,34 @@ def map_file(path: Path, unpacked_bytes_max: int = UNPACKED_BYTES_MAX) -> Mapped
     unpacked_bytes_max: how many bytes a compressed file may unpack to before it is refused.
     Raises CaptureError: no such file, a directory, no permission, empty, too large, no room to unpack.
     """
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise CaptureError(f"{path} is not a regular file, so it cannot be read as a capture")
+    with open_file(path) as file:
+        try:
             magic = file.read(4)
             file.seek(0)
             if magic.startswith(GZIP_MAGIC) or magic == ZSTD_MAGIC:
                 return _unpack(path, file, magic, unpacked_bytes_max)
             return Mapped(_map(path, file), "")
+        except OSError as error:
+            raise CaptureError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file, without waiting for the writer of a FIFO.
+
+    Raises CaptureError: no such file, not a regular one, no permission.
+    """
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise CaptureError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise CaptureError(f"{path} is a directory, not a capture file") from None
-    except PermissionError:
-        raise CaptureError(f"{path} cannot be read: permission denied") from None
     except OSError as error:
-        raise CaptureError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise CaptureError(f"{path} cannot be read: {error.strerror}") from None
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(number, "rb")
+    os.close(number)
+    what = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
+    raise CaptureError(f"{path} is {what}, so it cannot be read as a capture")
 
 
 def _map(path: Path, file: IO[bytes]) -> mmap.mmap:

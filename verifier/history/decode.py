@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 from array import array
-from collections import deque
 from collections.abc import Callable
 
 from mockdev.errors import RemoteProtocolError
@@ -34,6 +33,7 @@ from mockdev.wire.structs import (
     VfioTag,
 )
 from verifier.capture.flows import HEAD_BYTES, Directory, Lane, Role
+from verifier.history.held import Held
 from verifier.history.image import Image
 from verifier.history.inflate import PageStream
 from verifier.history.observation import (
@@ -65,7 +65,7 @@ class FlowDecoder:
 
     __slots__ = (
         "_data", "_directory", "_frame", "_held", "_image", "_kept", "_left", "_missing", "_observe",
-        "_pages", "_pages_lost", "_payload_size", "_syntax", "_time_ns", "_view", "_waiting", "_want",
+        "_pages", "_pages_lost", "_payload_size", "_syntax", "_time_ns", "_view", "_want",
         "at", "decoded", "frames", "lane", "lost", "undecodable", "why",
     )  # fmt: skip
 
@@ -92,8 +92,7 @@ class FlowDecoder:
         self._image = image
         self._syntax: Syntax | None = None
         self._want = Want(HEAD_BYTES, "first bytes")
-        self._held: deque[tuple[int, int]] = deque()
-        self._waiting = 0  # bytes in _held
+        self._held = Held(data)
         self._left = 0
         self._payload_size = 0
         self._missing = 0  # bytes of the payload that are not in the capture
@@ -115,8 +114,7 @@ class FlowDecoder:
             kept.append(stop)
             return
         self._time_ns = time_ns
-        self._held.append((start, stop))
-        self._waiting += stop - start
+        self._held.add(start, stop)
         self._run()
 
     def hole(self, size: int, reason: str, time_ns: int, note: str, /) -> None:  # noqa: ARG002
@@ -141,7 +139,7 @@ class FlowDecoder:
     def end(self, kind: str, time_ns: int, /) -> None:
         """Nothing more comes."""
         self._time_ns = time_ns
-        if self._syntax is None and not self.why and self._waiting:
+        if self._syntax is None and not self.why and self._held.size:
             self._decide(final=True)
         inside = "" if self._syntax is None else self._finish()
         where = self._here()
@@ -155,12 +153,12 @@ class FlowDecoder:
     def _decide(self, *, final: bool = False) -> bool:
         """Find out what the flow is; True when it can be decoded."""
         if self.lane.role is Role.UNDECIDED:
-            if self._waiting < HEAD_BYTES and not final:
+            if self._held.size < HEAD_BYTES and not final:
                 return False
-            self._directory.decide(self.lane, self._peek(HEAD_BYTES))
+            self._directory.decide(self.lane, self._held.peek(HEAD_BYTES))
         role = self.lane.role
         if role is Role.UNDECIDED:
-            if self._waiting > UNDECIDED_BYTES_MAX:
+            if self._held.size > UNDECIDED_BYTES_MAX:
                 self._give_up("the answering side of a connection whose opening side said nothing")
         elif role is Role.MAIN:
             self._advance(main_channel())
@@ -169,7 +167,7 @@ class FlowDecoder:
         elif role is Role.RETURN_PATH:
             self._advance(return_path())
         elif role is Role.REVERSE:
-            self._emit(Answered(0, self._waiting))
+            self._emit(Answered(0, self._held.size))
             self._give_up("bytes against the direction of a multifd connection")
         else:
             self._give_up(self.lane.why)
@@ -195,13 +193,13 @@ class FlowDecoder:
             if want.peek:
                 # Asked for one byte more each time, a search would look at megabytes again and again.
                 enough = want.size if want.size < _SMALL_PEEK else want.size + want.size // 4
-                if self._waiting < enough and self._waiting <= HELD_BYTES_MAX:
+                if self._held.size < enough and self._held.size <= HELD_BYTES_MAX:
                     return
-                if self._waiting > HELD_BYTES_MAX:
+                if self._held.size > HELD_BYTES_MAX:
                     self._give_up(f"{want.what} of more than {HELD_BYTES_MAX} bytes")
                     return
-                self._send(self._peek(self._waiting))
-            elif self._waiting >= want.size:
+                self._send(self._held.peek(self._held.size))
+            elif self._held.size >= want.size:
                 self._send(self._take(want.size))
             else:
                 return
@@ -217,10 +215,10 @@ class FlowDecoder:
                 continue
             want = self._want
             if want.peek:
-                self._send(self._peek(self._waiting))
-            elif self._waiting >= want.size:
+                self._send(self._held.peek(self._held.size))
+            elif self._held.size >= want.size:
                 self._send(self._take(want.size))
-            elif want.may_end and not self._waiting:
+            elif want.may_end and not self._held.size:
                 self._send(b"")
             else:
                 return want.what
@@ -296,25 +294,21 @@ class FlowDecoder:
         self._pass_over()
 
     def _pass_over(self) -> None:
-        self.undecodable += self._waiting
-        self.at += self._waiting
+        self.undecodable += self._held.size
+        self.at += self._held.size
         self._held.clear()
-        self._waiting = 0
+
+    def _take(self, size: int) -> bytes:
+        """Consume `size` of the held bytes."""
+        self.at += size
+        self.decoded += size
+        return self._held.take(size)
 
     # --- payloads -----------------------------------------------------------------------------------
 
     def _fill_payload(self) -> bool:
-        """Move held ranges to the payload; True when it is complete."""
-        held, kept = self._held, self._kept
-        while self._left and held:
-            start, stop = held.popleft()
-            size = min(self._left, stop - start)
-            kept.append(start)
-            kept.append(start + size)
-            self._left -= size
-            self._waiting -= size
-            if start + size < stop:
-                held.appendleft((start + size, stop))
+        """Move held bytes to the payload; True when it is complete."""
+        self._left = self._held.move(self._left, self._kept)
         return not self._left
 
     def _payload_done(self) -> None:
@@ -381,41 +375,9 @@ class FlowDecoder:
         self._pages_lost |= bool(problem)
         self._emit(PagesDone(frame.offset, frame.size, expected, got, problem))
 
-    # --- held bytes ---------------------------------------------------------------------------------
-
-    def _take(self, size: int) -> bytes:
-        """Consume `size` of the held bytes."""
-        start, stop = self._held[0]
-        self._waiting -= size
-        self.at += size
-        self.decoded += size
-        if stop - start > size:
-            self._held[0] = (start + size, stop)
-            return self._data[start : start + size]
-        parts = []
-        while size:
-            start, stop = self._held.popleft()
-            part = min(size, stop - start)
-            parts.append(self._data[start : start + part])
-            size -= part
-            if start + part < stop:
-                self._held.appendleft((start + part, stop))
-        return b"".join(parts)
-
-    def _peek(self, size: int) -> bytes:
-        """Up to `size` of the held bytes, which stay."""
-        parts = []
-        for start, stop in self._held:
-            part = min(size, stop - start)
-            parts.append(self._data[start : start + part])
-            size -= part
-            if not size:
-                break
-        return b"".join(parts)
-
     def _here(self) -> int:
         """The position of the next byte to come."""
-        return self.at + self._waiting + (self._payload_size - self._left if self._left else 0)
+        return self.at + self._held.size + (self._payload_size - self._left if self._left else 0)
 
     def _emit(self, event: Event, device: str = "") -> None:
         self._observe(Seen(self.lane, self._time_ns, event, device))

@@ -38,6 +38,8 @@ from verifier.history.observation import (
 
 RAM_BLOCKS_MAX = 4096
 DEVICES_MAX = 4096
+# Devices that may take pages out of a migration: unplugged memory, and the guest's hints of free pages.
+_SPARSE = ("virtio-mem", "virtio-balloon")
 WAITING_MAX = 1 << 20  # numbers that came before a lower one, over all that count them
 
 
@@ -59,6 +61,7 @@ class Facts:
 
     completed: True when the wire says that the target took everything, False when it says that it did
     not, None when the wire cannot tell. With only journals, what they say.
+    postcopy_advised: the source may turn to postcopy; postcopy: it did.
     """
 
     def __init__(self, number: int) -> None:
@@ -81,6 +84,8 @@ class Facts:
         self.eof: Seen | None = None
         self.described = False
         self.postcopy = False
+        self.postcopy_advised = False
+        self.sparse: str = ""  # a device whose section says that pages may rightly go unsent
         self.return_path_opened = False
         self.shut: int | None = None
         self.flushes = 0
@@ -267,12 +272,16 @@ class Facts:
             self.ends_of_section += 1
 
     def _section(self, _: Seen, item: SectionItem) -> None:
+        if not self.sparse and any(name in item.idstr for name in _SPARSE):
+            self.sparse = item.idstr
         if item.tag == Tag.SECTION_START and is_vfio(item.idstr) and len(self.started) < DEVICES_MAX:
             self.started.add(device_name(item.idstr, item.instance_id))
 
     def _command(self, seen: Seen, item: CommandItem) -> None:
         if item.command == Command.OPEN_RETURN_PATH:
             self.return_path_opened = True
+        elif item.command == Command.POSTCOPY_ADVISE:
+            self.postcopy_advised = True
         elif item.command in (Command.POSTCOPY_LISTEN, Command.POSTCOPY_RUN):
             self.postcopy = True
         elif item.command == Command.SWITCHOVER_START and self.switchover is None:

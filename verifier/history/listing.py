@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Decodes a capture or a journal to one JSON-ready object per frame, to the last byte.
+"""Decodes a capture or journals to one JSON-ready object per frame, to the last byte.
 
-    for entry in listing(path): print(entry)
+    list_capture(path, print)
 
 The keys are the field names of the layouts in `mockdev.wire.structs`. What cannot be decoded becomes an
 entry too, so the sizes of a flow's entries and their payloads add up to the flow.
@@ -9,15 +9,14 @@ entry too, so the sizes of a flow's entries and their payloads add up to the flo
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from mockdev.journal import JournalError
 from mockdev.wire.frames import (
     CommandItem,
     DeviceStateFrame,
@@ -32,12 +31,12 @@ from mockdev.wire.frames import (
 from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
 from verifier.capture.pcapng import open_capture
 from verifier.history.history import History
-from verifier.history.journals import is_journal, read_journal
-from verifier.history.observation import Broken, Observation, Seen, text
+from verifier.history.journals import read_journal
+from verifier.history.merge import Lines
+from verifier.history.observation import Broken, Observation, Said, Seen, text
 
 Entry = dict[str, Any]
 _SHOWN_BYTES_MAX = 64
-_QUEUED_MAX = 4096
 
 
 def list_capture(path: str | PathLike[str], emit: Callable[[Entry], None]) -> None:
@@ -67,56 +66,22 @@ def list_capture(path: str | PathLike[str], emit: Callable[[Entry], None]) -> No
         history.close()
 
 
-def list_journal(path: str | PathLike[str], emit: Callable[[Entry], None]) -> None:
-    """Call `emit` with an entry for every line of a journal. JournalError as read_journal."""
-    for said in read_journal(Path(path)):
+def list_journals(paths: Iterable[str | PathLike[str]], emit: Callable[[Entry], None]) -> None:
+    """Call `emit` with an entry for every line of some journals, by time.
+
+    JournalError as read_journal, and on one without any whole line.
+    """
+    for said in Lines([_some(Path(path)) for path in paths]).rest():
         entry = msgspec.to_builtins(said.line)
         emit({"flow": f"{said.role} journal", "offset": said.offset, "size": said.size, **entry})
 
 
-def listing(path: str | PathLike[str]) -> Iterator[Entry]:
-    """The entries of a capture or journal, in bounded memory however large it is.
-
-    Raises what reading it raises: CaptureError, JournalError, OSError.
-    """
-    with Path(path).open("rb") as file:
-        read = list_journal if is_journal(file.read(64)) else list_capture
-    handed: queue.Queue[Entry | BaseException | None] = queue.Queue(_QUEUED_MAX)
-    stopped = threading.Event()
-
-    def put(item: Entry | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                handed.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-        raise _StoppedError
-
-    def work() -> None:
-        try:
-            read(path, put)
-            put(None)
-        except _StoppedError:
-            pass
-        except BaseException as error:
-            if not stopped.is_set():
-                put(error)
-
-    worker = threading.Thread(target=work, name="listing")
-    worker.start()
-    try:
-        while (item := handed.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        worker.join()
-
-
-class _StoppedError(Exception):
-    """Nobody wants the rest."""
+def _some(path: Path) -> Iterator[Said]:
+    said = None
+    for said in read_journal(path):
+        yield said
+    if said is None:
+        raise JournalError(f"{path} holds no whole line of a journal")
 
 
 def entry_of(seen: Seen) -> Entry:

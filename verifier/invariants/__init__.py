@@ -5,25 +5,35 @@ from __future__ import annotations
 
 from typing import Any
 
+from verifier.invariants.boundaries import BOUNDARIES
 from verifier.invariants.caps import CAPS
+from verifier.invariants.end_of_stream import END_OF_STREAM
 from verifier.invariants.equality import EQUALITY
 from verifier.invariants.framing import FRAMING
-from verifier.invariants.lifecycle import LIFECYCLE
+from verifier.invariants.loading import LOADING
 from verifier.invariants.ordering import ORDERING
 from verifier.invariants.packets import PACKETS
+from verifier.invariants.pages import PAGES
 from verifier.invariants.passport import Invariant
 from verifier.invariants.ram import RAM
+from verifier.invariants.return_path import RETURN_PATH
 from verifier.invariants.setup import SETUP
 from verifier.invariants.states import STATES
+from verifier.invariants.switchover import SWITCHOVER
 
 INVARIANTS: tuple[type[Invariant[Any]], ...] = (
     *SETUP,
     *FRAMING,
     *PACKETS,
     *RAM,
+    *PAGES,
     *ORDERING,
+    *LOADING,
     *CAPS,
-    *LIFECYCLE,
+    *SWITCHOVER,
+    *RETURN_PATH,
+    *END_OF_STREAM,
+    *BOUNDARIES,
     *STATES,
     *EQUALITY,
 )

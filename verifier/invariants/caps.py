@@ -35,7 +35,7 @@ _INDEX_SANE_MAX = 1 << 26
 class BufferSize(Invariant[DeviceStateFrame]):
     passport = Passport(
         "BC-1",
-        "A data buffer carries 1 byte to 1 MiB.",
+        "A multifd buffer of device data, other than the config state, carries 1 byte to 1 MiB.",
         Severity.SLOWS,
         qemu("hw/vfio/migration.c", "vfio_save_setup"),
         DEVICE,
@@ -52,9 +52,9 @@ class BufferSize(Invariant[DeviceStateFrame]):
 class PacketNotEmpty(Invariant[DeviceStateFrame]):
     passport = Passport(
         "BC-2",
-        "A device-state packet announces at least one byte.",
-        Severity.STALLS,
-        qemu("migration/multifd.c", "multifd_device_state_recv"),
+        "The next_packet_size of a device-state packet is not 0.",
+        Severity.ABORTS,
+        qemu("migration/multifd.c", "multifd_recv_thread"),
         CHANNEL,
     )
     kinds = (DeviceStateFrame,)
@@ -67,8 +67,9 @@ class PacketNotEmpty(Invariant[DeviceStateFrame]):
 class IndexBound(Invariant[DeviceStateFrame]):
     passport = Passport(
         "BC-3",
-        "An index is small enough for the table that the target keeps of them.",
-        Severity.STALLS,
+        "No buffer has an index above 2^26, where the target's table (24 bytes for each index up to the "
+        "highest) would take more than 1.5 GiB.",
+        Severity.ABORTS,
         qemu("hw/vfio/migration-multifd.c", "vfio_load_state_buffer_insert"),
         DEVICE,
     )
@@ -82,7 +83,8 @@ class IndexBound(Invariant[DeviceStateFrame]):
 class QueueCap(Invariant[Received]):
     passport = Passport(
         "BC-4",
-        "The bytes queued for a device at the target never exceed the cap that is set.",
+        "The bytes that wait at the target for being loaded into a device never exceed "
+        "x-migration-max-queued-buffers-size.",
         Severity.ABORTS,
         qemu("hw/vfio/migration-multifd.c", "vfio_load_state_buffer_insert", "10.1"),
         DEVICE,
@@ -100,7 +102,7 @@ class QueueCap(Invariant[Received]):
 class BlockSize(Invariant[VfioItem]):
     passport = Passport(
         "BC-5",
-        "A block of device state on the main channel carries 1 byte to 1 MiB.",
+        "A DATA_STATE block of the main channel carries 1 byte to 1 MiB.",
         Severity.SLOWS,
         qemu("hw/vfio/migration.c", "vfio_save_block"),
         DEVICE,
@@ -115,9 +117,9 @@ class BlockSize(Invariant[VfioItem]):
 class PageData(Invariant[RamFrame]):
     passport = Passport(
         "BC-6",
-        "An uncompressed RAM packet announces at most 512 KiB of page data.",
-        Severity.STALLS,
-        qemu("migration/multifd-nocomp.c", "multifd_ram_page_count"),
+        "The next_packet_size of an uncompressed RAM packet is at most 512 KiB.",
+        Severity.SLOWS,
+        qemu("migration/multifd.h", "multifd_ram_page_count"),
         CHANNEL,
     )
     kinds = (RamFrame,)

@@ -44,7 +44,8 @@ class Judge:
         for court in self._courts:
             if court.partitions and court.relevant:
                 court.close()
-                self.rows[court.invariant.passport.id] = court.row()
+                if court.exercised:
+                    self.rows[court.invariant.passport.id] = court.row()
 
     @property
     def has_violation(self) -> bool:
@@ -71,6 +72,11 @@ class _Court:
         needs, facts = set(self.invariant.passport.needs), self.judge.facts
         return bool(facts.journals or not needs & _SPOKEN) and bool(facts.lanes or not needs & _CAPTURED)
 
+    @property
+    def exercised(self) -> bool:
+        """Whether any partition had something to judge."""
+        return any(partition.exercised for partition in self.partitions.values())
+
     def take(self, seen: Observation, event: object) -> None:
         key = self._key(seen)
         partition = self.partitions.get(key)
@@ -90,7 +96,7 @@ class _Court:
             if partition.unknown:
                 self.why.append(f"{_scope(key)}: {partition.unknown}")
         missing = unmet(self.invariant.passport, self.judge.facts)
-        if missing:
+        if missing and self.exercised:
             self.why.append("it needs " + ", ".join(missing))
         if self.why and not self.found:
             self.judge.unknown.append(Unknown(id=self.invariant.passport.id, why="; ".join(self.why[:4])))

@@ -110,7 +110,11 @@ E = TypeVar("E")
 
 
 class Invariant(Generic[E]):
-    """One partition of one invariant. unknown: why this partition could not be judged, "" when it could."""
+    """One partition of one invariant. unknown: why this partition could not be judged, "" when it could.
+
+    exercised: False when there was nothing in the input that the statement speaks of, so that it says as
+    little about it as if it had not been asked.
+    """
 
     passport: ClassVar[Passport]
     kinds: ClassVar[tuple[type, ...]]
@@ -118,6 +122,7 @@ class Invariant(Generic[E]):
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self.unknown = ""
+        self.exercised = True
 
     def on(self, seen: Any, event: E) -> Iterator[Finding]:
         """Weigh one observation; `event` is its frame, event or journal line."""

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
 
-from mockdev.wire.frames import InitFrame, RamBlocksItem, RamFrame, RamRecordItem, SectionItem
+from mockdev.wire.frames import (
+    DeviceStateFrame,
+    InitFrame,
+    RamBlocksItem,
+    RamFrame,
+    RamRecordItem,
+    SectionItem,
+)
 from mockdev.wire.structs import PAGE_BYTES, MultifdFlag, RamFlag, Tag
 from verifier.capture.flows import Lane
 from verifier.history.facts import Facts
-from verifier.history.observation import Broken, Seen, text
+from verifier.history.observation import Broken, Seen
 from verifier.invariants.framing import refusal
 from verifier.invariants.passport import (
     CHANNEL,
@@ -25,16 +31,14 @@ from verifier.invariants.passport import (
 
 _SYNC = MultifdFlag.SYNC
 _PAGE_RECORDS = RamFlag.ZERO | RamFlag.PAGE | RamFlag.XBZRLE
-_BLOCKS_MAX = 4096
 _EPOCHS_MAX = 65_536
-_MAPPED_PAGES_MAX = 24 << 20  # of all blocks together: 96 GiB of guest memory, 96 MiB here
 
 
 class BlockList(Invariant[SectionItem | RamBlocksItem | RamRecordItem | Broken]):
     passport = Passport(
         "RS-1",
-        "The list of RAM blocks is the first record of the RAM START section, with unique names whose "
-        "lengths add up, and stands nowhere else.",
+        "The first record of the RAM START section, and no other, is the list of RAM blocks; their names "
+        "differ and their lengths add up to the total that it states.",
         Severity.ABORTS,
         qemu("migration/ram.c", "parse_ramblocks"),
         MIGRATION,
@@ -53,6 +57,9 @@ class BlockList(Invariant[SectionItem | RamBlocksItem | RamRecordItem | Broken])
         if isinstance(event, Broken):
             if self.facts.mapped_ram:
                 self.unknown = "mapped-ram: that layout of RAM is not read"
+                return
+            if self.facts.postcopy_advised:
+                self.unknown = "postcopy-ram: the list may hold page sizes, which are not read"
                 return
             yield from refusal(seen, event, "mem_size")
         elif isinstance(event, SectionItem):
@@ -77,7 +84,7 @@ class BlockList(Invariant[SectionItem | RamBlocksItem | RamRecordItem | Broken])
 class RecordFlags(Invariant[RamRecordItem | Broken]):
     passport = Passport(
         "RS-4",
-        "Every RAM record has one known kind, and marks carry no address.",
+        "Every RAM record is of exactly one known kind, and EOS and MULTIFD_FLUSH carry no address.",
         Severity.ABORTS,
         qemu("migration/ram.c", "ram_load_precopy"),
         MIGRATION,
@@ -95,9 +102,10 @@ class RecordFlags(Invariant[RamRecordItem | Broken]):
 class RecordPlace(Invariant[RamRecordItem]):
     passport = Passport(
         "RS-5",
-        "A page record names its block, itself or by CONTINUE, lies inside it, and fills with zero only.",
+        "A page record names its block, itself or by CONTINUE, the page lies inside that block, and the "
+        "fill byte of a ZERO record is 0.",
         Severity.ABORTS,
-        qemu("migration/ram.c", "ram_block_from_stream"),
+        qemu("migration/ram.c", "ram_block_from_stream, host_from_ram_block_offset, ram_load_precopy"),
         MIGRATION,
     )
     kinds = (RamRecordItem,)
@@ -117,9 +125,9 @@ class RecordPlace(Invariant[RamRecordItem]):
 class NoPagesOnMain(Invariant[InitFrame | RamRecordItem]):
     passport = Passport(
         "RS-6",
-        "With multifd, no page data travels on the main channel.",
+        "In a precopy migration with multifd channels no page data travels on the main channel.",
         Severity.SLOWS,
-        qemu("migration/ram.c", "ram_save_target_page_multifd"),
+        qemu("migration/ram.c", "ram_save_target_page"),
         MIGRATION,
         (Need.MAIN,),
     )
@@ -142,33 +150,34 @@ class NoPagesOnMain(Invariant[InitFrame | RamRecordItem]):
             yield Finding("a page on the main channel beside multifd", (self.page,))
 
 
-class SyncFirst(Invariant[RamFrame]):
+class SyncFirst(Invariant[RamFrame | DeviceStateFrame]):
     passport = Passport(
         "RS-7",
-        "The first packet of every channel that carries RAM is a SYNC.",
+        "The first packet of every multifd channel is a SYNC.",
         Severity.ABORTS,
         qemu("migration/ram.c", "ram_save_setup"),
         CHANNEL,
     )
-    kinds = (RamFrame,)
+    kinds = (RamFrame, DeviceStateFrame)
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
         self.begun = False
 
-    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
+    def on(self, seen: Seen, event: RamFrame | DeviceStateFrame) -> Iterator[Finding]:
         if not self.begun and not event.head.flags & _SYNC:
-            yield Finding("pages come before the first SYNC", (seen,))
+            what = "device state comes" if isinstance(event, DeviceStateFrame) else "pages come"
+            yield Finding(f"{what} before the first SYNC", (seen,))
         self.begun = True
 
 
 class SyncCount(Invariant[InitFrame | RamFrame]):
     passport = Passport(
         "RS-8",
-        "Every channel has as many SYNC packets as the main channel has MULTIFD_FLUSH marks (sources up "
-        "to 9.2: or one more); without such marks, as many as RAM sections.",
+        "Every channel has as many SYNC packets as the main channel has MULTIFD_FLUSH marks (machine types "
+        "up to 9.2: or one more); where it has no such mark, as many as it has EOS marks.",
         Severity.STALLS,
-        qemu("migration/multifd-nocomp.c", "multifd_ram_flush_and_sync"),
+        qemu("migration/multifd-nocomp.c, migration/ram.c", "multifd_ram_flush_and_sync, ram_load_precopy"),
         MIGRATION,
         (Need.MAIN, Need.CHANNELS),
     )
@@ -204,8 +213,8 @@ class SyncCount(Invariant[InitFrame | RamFrame]):
 class EpochOrder(Invariant[RamFrame]):
     passport = Passport(
         "RS-10",
-        "Every packet number before the k-th SYNC of any channel is below every number after the k-th "
-        "SYNC of any other.",
+        "A packet up to a channel's k-th SYNC has a lower number than any packet after the k-th SYNC of any "
+        "channel.",
         Severity.CORRUPTS,
         qemu("migration/multifd.c", "multifd_send_sync_main"),
         MIGRATION,
@@ -250,7 +259,7 @@ class EpochOrder(Invariant[RamFrame]):
 class SyncLast(Invariant[RamFrame]):
     passport = Passport(
         "RS-12",
-        "No RAM data follows a channel's last SYNC.",
+        "No RAM packet follows the last SYNC of its channel.",
         Severity.CORRUPTS,
         qemu("migration/ram.c", "ram_save_complete"),
         CHANNEL,
@@ -271,114 +280,6 @@ class SyncLast(Invariant[RamFrame]):
             yield Finding("RAM data after the last SYNC", (self.last,))
 
 
-class PageOnce(Invariant[RamFrame]):
-    passport = Passport(
-        "MP-8",
-        "No page is sent twice between two SYNCs.",
-        Severity.SLOWS,
-        qemu("migration/ram.c", "ram_find_and_save_block"),
-        MIGRATION,
-        (Need.CHANNELS,),
-    )
-    kinds = (RamFrame,)
-
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.epochs: dict[Lane, int] = {}
-        self.maps: dict[bytes, array[int]] = {}  # per page, the last round in which it came
-        self.room = _MAPPED_PAGES_MAX
-
-    def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
-        epoch = self.epochs.setdefault(seen.lane, 1)
-        if event.head.flags & _SYNC:
-            self.epochs[seen.lane] = epoch + 1
-            return
-        offsets = event.normal + event.zero
-        pages = self._map(event.head.ramblock, max(offsets, default=0) // PAGE_BYTES)
-        if pages is None:
-            return
-        for offset in offsets:
-            page = offset // PAGE_BYTES
-            if pages[page] == epoch:
-                yield Finding(f"page {offset:#x} of {text(event.head.ramblock)!r} comes twice", (seen,))
-                return
-            pages[page] = epoch
-
-    def _map(self, block: bytes, last: int) -> array[int] | None:
-        """The block's map, grown to hold page `last`. The list of blocks may be captured later than this."""
-        pages = self.maps.get(block)
-        if pages is None:
-            if len(self.maps) >= _BLOCKS_MAX:
-                return None
-            pages = self.maps[block] = array("I")
-        more = last + 1 - len(pages)
-        if more > 0:
-            if more > self.room:
-                self.unknown = "more guest memory than is kept track of"
-                return None
-            self.room -= more
-            pages.frombytes(bytes(4 * more))
-        return pages
-
-
-class EveryPage(Invariant[RamFrame | RamRecordItem]):
-    passport = Passport(
-        "RS-13",
-        "Every page of every RAM block is sent at least once (with x-ignore-shared: of every block of which "
-        "any page is).",
-        Severity.CORRUPTS,
-        qemu("migration/ram.c", "ram_init_bitmaps"),
-        MIGRATION,
-        (Need.MAIN, Need.CHANNELS),
-    )
-    kinds = (RamFrame, RamRecordItem)
-
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.maps: dict[str, bytearray] = {}
-        self.room = _MAPPED_PAGES_MAX
-        self.last: Seen | None = None
-
-    def on(self, seen: Seen, event: RamFrame | RamRecordItem) -> Iterator[Finding]:
-        self.last = seen
-        if isinstance(event, RamRecordItem):
-            if event.flags & _PAGE_RECORDS:
-                self._mark(event.block, (event.page,))
-        elif not event.head.flags & _SYNC:
-            self._mark(text(event.head.ramblock), event.normal + event.zero)
-        return iter(())
-
-    def _mark(self, block: str, offsets: tuple[int, ...]) -> None:
-        pages = self.maps.get(block)
-        if pages is None:
-            if len(self.maps) >= _BLOCKS_MAX:
-                return
-            pages = self.maps[block] = bytearray()
-        more = max(offsets, default=0) // PAGE_BYTES + 1 - len(pages)
-        if more > 0:
-            if more > self.room:
-                self.unknown = "more guest memory than is kept track of"
-                return
-            self.room -= more
-            pages.extend(bytes(more))
-        for offset in offsets:
-            pages[offset // PAGE_BYTES] = 1
-
-    def at_end(self) -> Iterator[Finding]:
-        facts = self.facts
-        if self.unknown or not self.complete or facts.postcopy or self.last is None:
-            return
-        for block, length in facts.blocks.items():
-            pages = self.maps.get(block)
-            if pages is None and facts.ignore_shared:
-                continue
-            page = -1 if pages is None else pages.find(0)
-            sent = 0 if pages is None else len(pages) if page < 0 else page
-            if sent < length // PAGE_BYTES:
-                yield Finding(f"page {sent * PAGE_BYTES:#x} of {block!r} is never sent", (self.last,))
-                return
-
-
 RAM = (
     BlockList,
     RecordFlags,
@@ -388,6 +289,4 @@ RAM = (
     SyncCount,
     EpochOrder,
     SyncLast,
-    PageOnce,
-    EveryPage,
 )

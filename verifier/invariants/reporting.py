@@ -103,12 +103,19 @@ def _device_row(facts: Facts, name: str, source: DeviceJournal, target: DeviceJo
     row.config_seen |= name in facts.main_config
     row.saved_digest = source.image.digest if source.image else None
     row.loaded_digest = target.image.digest if target.image else None
-    digests = [d for d in (row.saved_digest, row.wire_digest, row.loaded_digest) if d is not None]
+    seen = row.wire_digest if _seen_whole(facts, row, source, target) else None
+    digests = [d for d in (row.saved_digest, seen, row.loaded_digest) if d is not None]
     if len(digests) > 1:
         row.equal = len(set(digests)) == 1
     if target.equal is False:
         row.equal = False
     return row
+
+
+def _seen_whole(facts: Facts, row: DeviceRow, source: DeviceJournal, target: DeviceJournal) -> bool:
+    """Whether the capture can have all of a state: one that breaks off (a full disk) shows no difference."""
+    sizes = [said.image.size for said in (source, target) if said.image]
+    return facts.completed is not None or not sizes or row.payload_bytes >= min(sizes)
 
 
 def transfer_of(facts: Facts) -> str | None:

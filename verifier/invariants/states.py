@@ -56,7 +56,7 @@ class LegalArcs(Invariant[State]):
         "A device changes its state only along arcs of the migration state machine; ERROR only by a failed "
         "arc, and out of it only by a reset.",
         Severity.ABORTS,
-        linux("drivers/vfio/vfio_main.c", "vfio_mig_get_next_state", "5.18"),
+        linux("drivers/vfio/vfio_main.c", "vfio_mig_get_next_state", "6.2"),
         SIDE_DEVICE,
     )
     kinds = (State,)
@@ -117,7 +117,7 @@ class SavedWhileSaving(Invariant[State | Saved]):
         "State is read only from a device that is being saved: multifd buffers in STOP_COPY, blocks of the "
         "main channel in PRE_COPY, PRE_COPY_P2P or STOP_COPY.",
         Severity.CORRUPTS,
-        linux(_UAPI, "VFIO_DEVICE_STATE_STOP_COPY", "5.18"),
+        linux(_UAPI, "VFIO_DEVICE_STATE_STOP_COPY, VFIO_DEVICE_STATE_PRE_COPY", "6.2"),
         SIDE_DEVICE,
         (Need.SOURCE,),
     )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DS: when buffers are sent, and in which order they are loaded, as the endpoints' journals say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mockdev.journal import Loaded, Mark, Received, Sent
+from verifier.history.facts import Facts
+from verifier.history.observation import Said
+from verifier.invariants.passport import (
+    DEVICE,
+    MIGRATION,
+    Finding,
+    Invariant,
+    Need,
+    Passport,
+    Severity,
+    linux,
+    qemu,
+)
+
+
+class AfterSwitchover(Invariant[Mark | Sent]):
+    passport = Passport(
+        "DS-9",
+        "The source sends no multifd buffer before it has sent SWITCHOVER_START (by its own journal).",
+        Severity.CORRUPTS,
+        qemu("migration/savevm.c", "qemu_savevm_state_complete_precopy_iterable"),
+        MIGRATION,
+        (Need.SOURCE,),
+    )
+    kinds = (Mark, Sent)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.early: Said | None = None
+        self.switched = False
+
+    def on(self, seen: Said, event: Mark | Sent) -> Iterator[Finding]:
+        if isinstance(event, Mark):
+            if event.name != "switchover-start" or seen.role != "source":
+                return
+            if self.early is not None and event.t > self.early.line.t:
+                yield Finding("a buffer was sent before SWITCHOVER_START", (self.early, seen))
+            self.switched = True
+        elif event.idx >= 0 and not self.switched and self.early is None:
+            self.early = seen
+
+
+class LoadOrder(Invariant[Loaded]):
+    passport = Passport(
+        "DS-13",
+        "The target loads a device's buffers in index order without gap, the config buffer last.",
+        Severity.CORRUPTS,
+        qemu("hw/vfio/migration-multifd.c", "vfio_load_bufs_thread"),
+        DEVICE,
+        (Need.TARGET,),
+    )
+    kinds = (Loaded,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.next = 0
+        self.last: Said | None = None
+        self.config: Said | None = None
+
+    def on(self, seen: Said, event: Loaded) -> Iterator[Finding]:
+        if self.config is not None:
+            yield Finding("something is loaded after the config buffer", (self.config, seen))
+        elif event.idx < 0:
+            if self.next and not event.config:
+                yield Finding("state of the main channel is loaded after multifd's", (seen,))
+        elif event.idx != self.next:
+            witnesses = (seen,) if self.last is None else (self.last, seen)
+            yield Finding(f"buffer {event.idx} is loaded where {self.next} was next", witnesses)
+        if event.idx >= 0:
+            self.next = event.idx + 1
+        if event.config:
+            self.config = seen
+        self.last = seen
+
+
+class LoadedWasReceived(Invariant[Received | Loaded]):
+    passport = Passport(
+        "DS-14",
+        "The target loads each buffer that it received, once, and no other.",
+        Severity.CORRUPTS,
+        linux("include/uapi/linux/vfio.h", "VFIO_DEVICE_STATE_RESUMING", "5.18"),
+        DEVICE,
+        (Need.TARGET, Need.COMPLETED),
+    )
+    kinds = (Received, Loaded)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        # Two threads write these lines, so their order in the journal proves nothing: only the balance does.
+        self.balance: dict[int, int] = {}
+        self.last: dict[int, Said] = {}
+
+    def on(self, seen: Said, event: Received | Loaded) -> Iterator[Finding]:
+        if event.idx >= 0:
+            self._count(event.idx, seen, 1 if isinstance(event, Received) else -1)
+        return iter(())
+
+    def _count(self, idx: int, seen: Said, change: int) -> None:
+        left = self.balance.get(idx, 0) + change
+        if left:
+            self.balance[idx] = left
+            self.last[idx] = seen
+        else:
+            self.balance.pop(idx, None)
+            self.last.pop(idx, None)
+
+    def at_end(self) -> Iterator[Finding]:
+        for idx, left in sorted(self.balance.items()):
+            if left < 0:
+                yield Finding(f"buffer {idx} is loaded more often than received", (self.last[idx],))
+                return
+            if self.complete:
+                yield Finding(f"buffer {idx} is received and never loaded", (self.last[idx],))
+                return
+
+
+LOADING = (
+    AfterSwitchover,
+    LoadOrder,
+    LoadedWasReceived,
+)
