@@ -68,7 +68,8 @@ class DeviceRow(msgspec.Struct, kw_only=True):
     buffers, payload_bytes: device state, the config buffer aside, over multifd and the main channel.
     index_last: highest index seen. reorder_max: most whole buffers that waited for an earlier one.
     queued_bytes_max: what the target's journal says. wire_digest: of the payload in the capture.
-    equal: whether all digests that are known agree (and the target's own comparison); None: fewer than two.
+    equal: False when digests that are known differ, or the target's own comparison did; True when what was
+    loaded is what was saved or seen; None when too little is known.
     """
 
     id: str

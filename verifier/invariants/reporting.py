@@ -104,9 +104,11 @@ def _device_row(facts: Facts, name: str, source: DeviceJournal, target: DeviceJo
     row.saved_digest = source.image.digest if source.image else None
     row.loaded_digest = target.image.digest if target.image else None
     seen = row.wire_digest if _seen_whole(facts, row, source, target) else None
-    digests = [d for d in (row.saved_digest, seen, row.loaded_digest) if d is not None]
+    digests = {d for d in (row.saved_digest, seen, row.loaded_digest) if d is not None}
     if len(digests) > 1:
-        row.equal = len(set(digests)) == 1
+        row.equal = False
+    elif row.loaded_digest is not None and (row.saved_digest or seen):
+        row.equal = True
     if target.equal is False:
         row.equal = False
     return row
