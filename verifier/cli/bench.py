@@ -56,7 +56,7 @@ def throughput(vfs: int, state_size: int, channels: str, rounds: int, capture: b
 
 @command.command("check")
 @click.option(
-    "--size", default="1GiB", show_default=True, type=Size(1 << 20), help="Device state in the capture."
+    "--size", default="512MiB", show_default=True, type=Size(1 << 20), help="Device state in the capture."
 )
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
