@@ -48,12 +48,16 @@ class RemoteProtocolError(VfmigError):
 
 
 class DeviceError(VfmigError):
-    """A VFIO call on a device failed. errno: the positive Linux number that the caller would see."""
+    """A VFIO call on a device failed.
 
-    def __init__(self, number: int, message: str = "") -> None:
+    errno: the positive Linux number that the caller would see. device: its section's idstr, "" if not said.
+    """
+
+    def __init__(self, number: int, message: str = "", *, device: str = "") -> None:
         name = errno.errorcode.get(number, str(number))
         super().__init__(f"{name}: {message or os.strerror(number)}")
         self.errno = number
+        self.device = device
 
 
 class CancelledError(VfmigError):

@@ -219,5 +219,5 @@ def _failure(time_ns: int, error: BaseException) -> Failure:
         return Failure(
             t=time_ns, message=error.message, channel=error.channel, offset=error.offset, field=error.field
         )
-    device = getattr(error, "device", "") if isinstance(error, DeviceError) else ""
+    device = error.device if isinstance(error, DeviceError) else ""
     return Failure(t=time_ns, message=describe_error(error), device=device)

@@ -228,9 +228,7 @@ class Slot:
         message = str(error).partition(": ")[2]
         if self.idstr not in message:
             message = f"{self.idstr}: {message}"
-        named = DeviceError(error.errno, f"{doing}: {message}" if doing else message)
-        named.device = self.idstr  # type: ignore[attr-defined]
-        return named
+        return DeviceError(error.errno, f"{doing}: {message}" if doing else message, device=self.idstr)
 
     def _journal_arc(self, old: State, new: State, number: int) -> None:
         now_ns = self.session.clock.now_ns()

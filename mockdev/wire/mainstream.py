@@ -54,7 +54,6 @@ MACHINE_NAME_MAX = 1024
 DESCRIPTION_BYTES_MAX = 64 << 20
 RAM_BLOCKS_MAX = 4096
 
-_TAG = Want(1, "item tag")
 _TAG_OR_END = Want(1, "item tag", may_end=True)
 _PEEK_TAG = Want(1, "item tag", peek=True)
 _RAM_HEAD = Want(8, "RAM record")

@@ -11,7 +11,6 @@ from mockdev.wire.frames import Payload, ReturnPathItem, Syntax, Want
 from mockdev.wire.structs import NUMBER64, RETURN_PATH_PAYLOAD_MAX, TYPE_LENGTH, ReturnPath
 
 _HEAD = Want(TYPE_LENGTH.size, "return-path message", may_end=True)
-BITMAP_END = 0x0123456789ABCDEF
 
 
 def return_path() -> Syntax:

@@ -19,7 +19,6 @@ MULTIFD_VERSION = 1
 MULTIFD_PACKET_BYTES = 512 * 1024  # page data of one RAM packet: page_count = this / page size
 PAGE_BYTES = 4096
 CHANNELS_MAX = 255
-IDSTR_BYTES = 256
 
 
 class MultifdFlag(IntFlag):

@@ -47,11 +47,6 @@ class Judge:
                 if court.exercised:
                     self.rows[court.invariant.passport.id] = court.row()
 
-    @property
-    def has_violation(self) -> bool:
-        """Whether anything was found false so far."""
-        return bool(self.violations)
-
 
 class _Court:
     """One invariant with all its partitions."""

@@ -26,7 +26,6 @@ _UAPI = "include/uapi/linux/vfio.h"
 _EVERY = frozenset(
     ("ERROR", "STOP", "RUNNING", "STOP_COPY", "RESUMING", "RUNNING_P2P", "PRE_COPY", "PRE_COPY_P2P")
 )
-_P2P_STATES = frozenset(("RUNNING_P2P", "PRE_COPY_P2P"))
 
 
 def _pairs(text: str) -> frozenset[tuple[str, str]]:
