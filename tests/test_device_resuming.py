@@ -65,6 +65,20 @@ def test_images_lie_one_after_another_in_the_devices_memory() -> None:
     assert failed(file, b"x") == errno.ENODEV
 
 
+@pytest.mark.parametrize("cut", range(len(STREAM) + 1))
+def test_a_span_tells_where_the_bytes_to_come_will_lie(cut: int) -> None:
+    device, file = resuming()
+    file.write(0, memoryview(STREAM)[:cut])
+    span = file.span
+    write_all(file, STREAM[cut:])
+    device.set_state(0, State.STOP)
+    inside = [start for start in (40, 156) if start <= cut < start + 100]
+    assert inside == ([] if span is None else [span.start])
+    if span is not None:
+        stream = STREAM[span.start : span.start + span.size]
+        assert device.image[span.image_at : span.image_at + span.size] == stream
+
+
 def test_an_opaque_device_takes_bare_bytes() -> None:
     device, file = resuming(OPAQUE)
     file.write(0, memoryview(A))

@@ -26,15 +26,21 @@ class Loading(RuleBasedStateMachine):
         self.jobs: dict[int, LoadJob[None]] = {}
         self.loaded: list[list[int]] = [[] for _ in DEVICES]
         self.sizes = [0] * len(DEVICES)
-        self.landing: set[int] = set()
+        self.announced: set[tuple[int, int]] = set()
 
-    @precondition(lambda self: self.left)
+    @precondition(lambda self: self.left - self.announced)
+    @rule(data=st.data())
+    def announce(self, data: st.DataObject) -> None:
+        device, idx = data.draw(st.sampled_from(sorted(self.left - self.announced)))
+        start = self.plan.announce(device, idx, idx + 1, config=idx == LAST)
+        before = [(device, i) in self.announced or (device, i) not in self.left for i in range(idx)]
+        assert start == (sum(range(1, idx + 1)) if all(before) else None)
+        self.announced.add((device, idx))
+
+    @precondition(lambda self: self.left & self.announced)
     @rule(data=st.data())
     def receive(self, data: st.DataObject) -> None:
-        device, idx = data.draw(st.sampled_from(sorted(self.left)))
-        may_land = self.plan.land(device, idx)
-        expected = self.plan.started and device not in self.jobs and idx == len(self.loaded[device])
-        assert may_land == expected
+        device, idx = data.draw(st.sampled_from(sorted(self.left & self.announced)))
         self.left.remove((device, idx))
         self.sizes[device] += idx + 1
         queued = self.plan.received(device, Buffer(idx, idx + 1, idx == LAST, None))
@@ -131,21 +137,13 @@ def test_only_the_loader_may_say_loaded() -> None:
         plan.loaded(LoadJob(0, other))
 
 
-def test_one_buffer_at_a_time_lands() -> None:
+def test_a_place_in_the_stream_is_known_when_all_before_are_announced() -> None:
     plan: LoadPlan[None] = LoadPlan(("vf0",))
-    assert not plan.land(0, 0)
-    plan.start()
-    assert plan.land(0, 0)
-    assert not plan.land(0, 0)  # the same index on another channel: it will be refused when it is whole
-    assert not plan.land(0, 1)
-    plan.received(0, Buffer(1, 1, False, None))
-    assert not plan.land(0, 0)
-    plan.received(0, Buffer(0, 1, False, None))
-    job = plan.take()
-    assert job is not None
-    assert not plan.land(0, 2)
-    plan.loaded(job)
-    job = plan.take()
-    assert job is not None
-    plan.loaded(job)
-    assert plan.land(0, 2)
+    assert plan.announce(0, 2, 30, config=False) is None
+    assert plan.announce(0, 0, 10, config=False) == 0
+    assert plan.announce(0, 1, 20, config=False) == 10
+    assert plan.announce(0, 3, 40, config=False) == 60
+    with pytest.raises(RemoteProtocolError, match="buffer 3 came a second time"):
+        plan.announce(0, 3, 40, config=False)
+    with pytest.raises(RemoteProtocolError, match="buffer 0 came a second time"):
+        plan.announce(0, 0, 10, config=False)

@@ -9,6 +9,7 @@ Source: Linux drivers/vfio/pci/mlx5/main.c: mlx5vf_resume_write
 from __future__ import annotations
 
 import errno
+from typing import NamedTuple
 
 from mockdev.device.faults import Faults
 from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Written
@@ -17,11 +18,20 @@ from mockdev.errors import DeviceError
 from mockdev.vfio.mlx5_stream import LoadState, ResumeMachine
 
 
+class Span(NamedTuple):
+    """Stream bytes that are state: `size` from stream offset `start` go to the image from `image_at`."""
+
+    start: int
+    image_at: int
+    size: int
+
+
 class ResumeFile(DataFile):
     """One resume session. image: the memory that the state goes to; more than it holds is ENOMEM.
 
     written_bytes: stream bytes taken. received_bytes: of the state, copied to the image.
     loaded_bytes: of these, what LOAD commands have ended for. loads: how many ended.
+    span: the record being read, None between two; without records all of the image.
     """
 
     def __init__(self, image: memoryview, firmware: Firmware, faults: Faults) -> None:
@@ -31,6 +41,7 @@ class ResumeFile(DataFile):
         self.loads = 0
         self.machine = ResumeMachine()
         self._records = firmware.profile.records
+        self.span: Span | None = None if self._records else Span(0, 0, len(image))
         self._image = image
         self._firmware = firmware
         self._faults = faults
@@ -96,11 +107,13 @@ class ResumeFile(DataFile):
             if step.image is not None:
                 self._receive(step.image)
             elif step.load is not None:
+                self.span = None
                 self._load(now_ns, step.load)
                 if self._loading is not None or self._failure is not None:
                     break
             elif machine.state is LoadState.READ_IMAGE:
                 self._check_room(machine.record_size)
+                self.span = Span(self.written_bytes + at, self.received_bytes, machine.record_size)
         return at
 
     def _bytes_in(self, now_ns: int, data: memoryview) -> int:

@@ -30,6 +30,8 @@ class Assembly(Generic[B]):
     """The buffers of one device that have come and not been taken.
 
     next_idx: the index to be taken next. reorder_max: how far ahead of it a buffer was when it came.
+    A buffer may be announced, by its heads, before it is inserted: once all before it are, it is known
+    where its bytes begin in the device's stream.
     """
 
     def __init__(self, device: str, ahead_max: int = AHEAD_MAX) -> None:
@@ -40,6 +42,9 @@ class Assembly(Generic[B]):
         self._ahead_max = ahead_max
         self._kept: dict[int, Buffer[B]] = {}
         self._highest = -1
+        self._placed_idx = 0  # the first index that is not announced
+        self._placed_bytes = 0  # stream bytes before it
+        self._announced: dict[int, int] = {}  # size by index, for those announced behind a gap
 
     def check(self, idx: int, *, config: bool) -> None:
         """RemoteProtocolError when a buffer with this index may not come (any more)."""
@@ -60,6 +65,24 @@ class Assembly(Generic[B]):
                 f"buffer {idx} is {idx - self.next_idx} ahead of the next to load ({self.next_idx}); "
                 f"at most {self._ahead_max} are kept"
             )
+
+    def announce(self, idx: int, size: int, *, config: bool) -> int | None:
+        """The heads of a buffer are here; where its bytes begin in the stream, None behind a gap.
+
+        RemoteProtocolError as `check` says, and when it was announced before.
+        """
+        self.check(idx, config=config)
+        if idx < self._placed_idx or idx in self._announced:
+            raise self._fail(f"buffer {idx} came a second time")
+        if idx != self._placed_idx:
+            self._announced[idx] = size
+            return None
+        start = self._placed_bytes
+        self._announced[idx] = size
+        while self._placed_idx in self._announced:
+            self._placed_bytes += self._announced.pop(self._placed_idx)
+            self._placed_idx += 1
+        return start
 
     def insert(self, buffer: Buffer[B]) -> None:
         """Keep a buffer. RemoteProtocolError as `check` says."""

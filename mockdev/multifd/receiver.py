@@ -36,7 +36,6 @@ class _Intake(Generic[B]):
         self.budget = Budget(name, cap)
         self.loading: Buffer[B] | None = None
         self.listed = False  # in the plan's list of devices that can go on
-        self.landing = False  # the next buffer is being received straight into the device's memory
         self.done = False
 
 
@@ -60,20 +59,13 @@ class LoadPlan(Generic[B]):
         for device in range(len(self._intakes)):
             self._list(device)
 
-    def check(self, device: int, idx: int, *, config: bool) -> None:
-        """RemoteProtocolError when such a buffer may not come: ask before its payload is received."""
-        self._intakes[device].assembly.check(idx, config=config)
+    def announce(self, device: int, idx: int, size: int, *, config: bool) -> int | None:
+        """The heads of a buffer were read, its payload comes next.
 
-    def land(self, device: int, idx: int) -> bool:
-        """Whether this buffer may be received straight into the device's memory, and if so, that it is.
-
-        It may when all before it have been loaded: then it is the next to be loaded, and nobody else writes
-        to the device until it has been `received`.
+        The bytes of the device's buffers before it, or None while one of them is not announced. It may be
+        received to where it will be loaded. RemoteProtocolError when such a buffer may not come.
         """
-        intake = self._intakes[device]
-        free = self.started and intake.loading is None and not intake.landing
-        intake.landing = (free and intake.assembly.next_idx == idx) or intake.landing
-        return free and intake.landing
+        return self._intakes[device].assembly.announce(idx, size, config=config)
 
     def received(self, device: int, buffer: Buffer[B]) -> int:
         """A whole buffer is here; the device's queued bytes with it.
@@ -82,8 +74,6 @@ class LoadPlan(Generic[B]):
         """
         intake = self._intakes[device]
         queued = intake.budget.add(buffer.idx, buffer.size)
-        if buffer.idx == intake.assembly.next_idx:
-            intake.landing = False
         intake.assembly.insert(buffer)
         self._list(device)
         return queued

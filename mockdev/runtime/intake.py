@@ -8,9 +8,9 @@ both cases a device has one loader at a time and gets its buffers in order.
 Memory: received buffers come from a pool with a limit. At the limit a channel waits, which slows the source
 down, as long as a load is going on or can begin, or another channel is receiving: then room will come. If
 neither, every buffer waits for one that cannot come any more, and the migration fails and says which.
-A buffer that is next in order when its heads arrive needs none: it is received where the device will keep
-it, and loading it then copies nothing. With a queue cap the pool is at least as large as the cap allows, so
-the cap is met first.
+A buffer needs none when its place in the device's image is certain as its heads arrive, because those of all
+before it have arrived: it is received there, and loading it in its turn then copies nothing. With a queue cap
+the pool is at least as large as the cap allows, so the cap is met first.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Intake:
         self._waiting = 0  # threads that wait on _changed
         self._receiving = 0  # channels with a payload on its way
         self._open_channels = migration.channels
+        self._bases: list[int] = []  # stream bytes that each device loaded before its first buffer
         self._config_lock = threading.Lock()
         session.at_stop.append(self._wake)
 
@@ -74,6 +75,7 @@ class Intake:
         """SWITCHOVER_START was read: loading begins."""
         with self._lock:
             self._plan.start()
+            self._bases = [slot.bytes_passed for slot in self._slots]
             self._changed.notify_all()
             job = self._plan.take() if self._inline else None
         while job is not None:
@@ -147,19 +149,21 @@ class Intake:
         config = frame.vfio.flags == VFIO_DEVICE_STATE_CONFIG
         size = frame.payload_size
         with self._lock:
-            self._plan.check(device, idx, config=config)
-            held = self._place(device, idx, size, config=config)
+            start = self._plan.announce(device, idx, size, config=config)
+            held = self._place(device, start, size, config=config)
             self._receiving += 1
-        try:
-            if size:
+        if size:
+            try:
                 reader.payload(held.view[:size], f"buffer {idx} of {self._slots[device].idstr}")
-        finally:
-            with self._lock:
-                self._receiving -= 1
+            except BaseException:
+                with self._lock:
+                    self._receiving -= 1
+                raise
         return device, Buffer(idx, size, config, held)
 
     def _queue(self, device: int, buffer: Buffer[Held], channel: str) -> None:
         with self._lock:
+            self._receiving -= 1
             queued = self._plan.received(device, buffer)
             if self._waiting:
                 self._changed.notify_all()
@@ -199,11 +203,11 @@ class Intake:
             raise RemoteProtocolError(f"flags {frame.vfio.flags:#x} in the VFIO header", field="flags")
         return device
 
-    def _place(self, device: int, idx: int, size: int, *, config: bool) -> Held:
+    def _place(self, device: int, start: int | None, size: int, *, config: bool) -> Held:
         """Where a payload is to be received. The caller holds the lock."""
-        if size and not config:
-            landing = self._slots[device].landing(size)
-            if landing is not None and self._plan.land(device, idx):
+        if size and not config and start is not None and self._plan.started:
+            landing = self._slots[device].landing(self._bases[device] + start, size)
+            if landing is not None:
                 return Held(landing, pooled=False)
         return Held(self._room(size), pooled=True)
 

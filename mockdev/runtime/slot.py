@@ -23,7 +23,6 @@ from mockdev.journal import State as StateLine
 from mockdev.runtime.memory import allocate
 from mockdev.runtime.session import Session
 from mockdev.vfio.fsm import next_step
-from mockdev.vfio.mlx5_stream import LoadState
 from mockdev.vfio.uapi import State
 from mockdev.wire.structs import VfioTag
 
@@ -138,22 +137,17 @@ class Slot:
             elif not view:
                 return
 
-    def landing(self, size: int) -> memoryview | None:
-        """Where the next `size` bytes of the stream end up if all are part of one image, else None.
+    def landing(self, start: int, size: int) -> memoryview | None:
+        """Where `size` bytes from offset `start` of the stream end up; None if that is not certain yet.
 
-        What is received there and then given to `load` needs no copy. Only while nobody loads.
+        What is received there and then given to `load` needs no copy.
         """
         file = self.file
-        if not isinstance(file, ResumeFile):
+        span = file.span if isinstance(file, ResumeFile) else None
+        if span is None or start < span.start or start + size > span.start + span.size:
             return None
-        start = file.received_bytes
-        left = len(self.device.memory) - start
-        if self.device.firmware.profile.records:
-            machine = file.machine
-            if machine.state is not LoadState.READ_IMAGE:
-                return None
-            left = min(left, machine.record_size - (start - file.loaded_bytes))
-        return self.device.memory[start : start + size] if size <= left else None
+        at = span.image_at + start - span.start
+        return self.device.memory[at : at + size]
 
     def load_config_payload(self, payload: memoryview) -> None:
         """Load a config buffer. RemoteProtocolError: its tags are not there, or the device refuses it."""
