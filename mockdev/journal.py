@@ -105,6 +105,25 @@ class Loaded(Line, frozen=True, kw_only=True):
     config: bool = False
 
 
+class Read(Line, frozen=True, kw_only=True):
+    """An unmodified QEMU read `size` bytes from a device's save file; offset: stream bytes before them.
+
+    size 0: the end was read. Which buffer they became only QEMU knows.
+    """
+
+    device: str
+    offset: int
+    size: int
+
+
+class Wrote(Line, frozen=True, kw_only=True):
+    """An unmodified QEMU wrote `size` bytes to a device's resume file; offset: stream bytes before them."""
+
+    device: str
+    offset: int
+    size: int
+
+
 class Image(Line, frozen=True, kw_only=True):
     """All of a device's state passed here. digest: "xxh3-128:<hex>" over it in order, config aside."""
 
@@ -149,7 +168,20 @@ class End(Line, frozen=True, kw_only=True):
 
 
 AnyLine = (
-    Begin | Connected | State | Saved | Sent | Received | Loaded | Image | Verified | Mark | Failure | End
+    Begin
+    | Connected
+    | State
+    | Saved
+    | Sent
+    | Received
+    | Loaded
+    | Read
+    | Wrote
+    | Image
+    | Verified
+    | Mark
+    | Failure
+    | End
 )
 
 _encode = msgspec.json.Encoder().encode

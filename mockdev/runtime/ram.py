@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from mockdev.device.image import PAGE_SIZE, Pattern
 from mockdev.errors import RemoteProtocolError
+from mockdev.memory import allocate
 from mockdev.multifd.sender import RamPacket
-from mockdev.runtime.memory import allocate
 from mockdev.wire.frames import RamFrame
 from mockdev.wire.structs import MULTIFD_PACKET_BYTES
 

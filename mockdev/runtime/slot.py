@@ -20,7 +20,7 @@ from mockdev.device.timing import PROFILES, Firmware, Profile
 from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 from mockdev.journal import Image, Verified
 from mockdev.journal import State as StateLine
-from mockdev.runtime.memory import allocate
+from mockdev.memory import allocate
 from mockdev.runtime.session import Session
 from mockdev.vfio.fsm import next_step
 from mockdev.vfio.uapi import State

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mockdev.runtime.memory import allocate
+from mockdev.memory import allocate
 from mockdev.runtime.transports import socket_buffer_bytes
 
 PIECE_BYTES = 1 << 20
