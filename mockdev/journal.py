@@ -124,6 +124,16 @@ class Wrote(Line, frozen=True, kw_only=True):
     size: int
 
 
+class Unanswered(Line, frozen=True, kw_only=True):
+    """An unmodified QEMU made an ioctl that we have no answer for, and got ENOTTY.
+
+    on: the device, or "iommufd". request: its number.
+    """
+
+    on: str
+    request: int
+
+
 class Image(Line, frozen=True, kw_only=True):
     """All of a device's state passed here. digest: "xxh3-128:<hex>" over it in order, config aside."""
 
@@ -177,6 +187,7 @@ AnyLine = (
     | Loaded
     | Read
     | Wrote
+    | Unanswered
     | Image
     | Verified
     | Mark

@@ -5,23 +5,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import re
+import select
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
 
+import mockdev
+from mockdev.attach.config import AttachConfig
 from mockdev.errors import VfmigError
 
 START_SECONDS_MAX = 20.0
 BINARY = "qemu-system-x86_64"
+_QUIT_S = 10.0
+_LINE_BYTES_MAX = 1 << 16
 
 
 class QemuError(VfmigError):
@@ -38,29 +48,62 @@ def find_qemu(path: str | None = None) -> str:
     return found
 
 
+@lru_cache
+def qemu_version(binary: str) -> tuple[int, int, int]:
+    """The release of a QEMU binary. QemuError when it is none."""
+    try:
+        done = subprocess.run(
+            [binary, "--version"], capture_output=True, text=True, timeout=START_SECONDS_MAX
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise QemuError(f"{binary} cannot be run: {error}") from None
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", done.stdout)
+    if match is None:
+        raise QemuError(
+            f"{binary} is no QEMU: {(done.stdout + done.stderr).strip()[:200] or 'it says nothing'}"
+        )
+    major, minor, micro = map(int, match.groups())
+    return major, minor, micro
+
+
 class Qemu:
     """One QEMU, started with `arguments` and a QMP socket of its own.
 
+    lend: mock devices for it, whose descriptors are named in `arguments` (its own command is not used); the
+    process is then started by a supervisor, which does not outlive us, nor QEMU the supervisor.
     Leaving the block ends the process (SIGKILL if it must be) and removes its folder. Source of the
     protocol: QEMU docs/interop/qmp-spec.
     """
 
-    def __init__(self, binary: str, arguments: Sequence[str]) -> None:
+    def __init__(self, binary: str, arguments: Sequence[str], lend: AttachConfig | None = None) -> None:
         self._folder = tempfile.mkdtemp(prefix="vfmig-qemu-")
         self._socket = os.path.join(self._folder, "qmp")
         self._log = Path(self._folder, "log")
         self.command = [binary, *arguments, "-qmp", f"unix:{self._socket},server=on,wait=off"]
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("vfmig")
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
+        self._lent = lend is not None
+        self._pid = 0
+        self.control = os.path.join(self._folder, "control")
+        if lend is None:
+            with self._log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                )
+            self._pid = self._process.pid
+        else:
+            self._process = self._supervise(lend)
 
     @property
     def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
+        """QEMU's process id."""
+        return self._pid
+
+    @property
+    def ended(self) -> int | None:
+        """The exit status, -n for signal n; None while it runs."""
+        status = self._process.poll()
+        return 128 - status if self._lent and status is not None and status > 128 else status
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one QMP command (arguments with _ for -) and return its answer. QemuError when refused."""
@@ -77,16 +120,75 @@ class Qemu:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    @property
+    def printed(self) -> str:
+        """The end of what it has printed."""
+        with contextlib.suppress(OSError):
+            return self._log.read_text(errors="replace").strip()[-2000:]
+        return ""
+
+    def quit(self) -> int:
+        """Have it end by itself, within some seconds; the exit status, or that of being killed."""
+        with contextlib.suppress(Exception):  # it may be dead or dying already
+            self._loop.run_until_complete(asyncio.wait_for(self._client.execute("quit"), _QUIT_S))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_QUIT_S)
+        self.close()
+        ended = self.ended
+        assert ended is not None
+        return ended
+
+    def _supervise(self, lend: AttachConfig) -> subprocess.Popen[bytes]:
+        environment = dict(os.environ)
+        package = str(Path(mockdev.__file__).parent.parent)  # also where it is not installed
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mockdev.attach.supervisor"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            process_group=0,
+        )
+        assert process.stdin is not None
+        config = msgspec.structs.replace(
+            lend, command=tuple(self.command), control=self.control, log=str(self._log)
+        )
+        with contextlib.suppress(OSError):  # it has died: its output will say why
+            process.stdin.write(msgspec.json.encode(config) + b"\n")
+            process.stdin.flush()
+        return process
+
+    def _started(self, deadline: float) -> None:
+        """Wait for the supervisor's word that QEMU runs."""
+        assert self._process.stdout is not None
+        said: dict[str, Any] = {}
+        if select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            with contextlib.suppress(ValueError):
+                said = json.loads(self._process.stdout.readline(_LINE_BYTES_MAX) or b"{}")
+        if said.get("event") == "started":
+            self._pid = said["pid"]
+            return
+        why = said.get("error")
+        if why is None:
+            self._process.kill()
+            assert self._process.stderr is not None
+            lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+            why = f"its supervisor ended without a word: {lines[-1] if lines else '(no output)'}"
+        raise self._failure(f"QEMU was not started: {why}")
+
     def _failure(self, what: str) -> QemuError:
-        printed = self._log.read_text(errors="replace").strip()[-2000:]
-        return QemuError(f"{what}\n  command: {shlex.join(self.command)}\n  output: {printed or '(none)'}")
+        return QemuError(
+            f"{what}\n  command: {shlex.join(self.command)}\n  output: {self.printed or '(none)'}"
+        )
 
     def _connect(self) -> None:
         deadline = time.monotonic() + START_SECONDS_MAX
+        if self._lent:
+            self._started(deadline)
         while True:
-            code = self._process.poll()
-            if code is not None:
-                raise self._failure(f"QEMU exited with {code} at start")
+            if self.ended is not None:
+                raise self._failure(f"QEMU exited with {self.ended} at start")
             try:
                 if os.path.exists(self._socket):
                     self._loop.run_until_complete(self._client.connect(self._socket))
@@ -112,9 +214,15 @@ class Qemu:
 
     def close(self) -> None:
         """End the process and remove what it left."""
+        if self._loop.is_closed():
+            return
         with contextlib.suppress(Exception):
             self._loop.run_until_complete(self._client.disconnect())
         self._loop.close()
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
         shutil.rmtree(self._folder, ignore_errors=True)

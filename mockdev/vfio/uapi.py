@@ -209,6 +209,16 @@ class IrqInfo(NamedTuple):
     count: U32  # type: ignore[assignment]  # it hides tuple.count
 
 
+class IrqSet(NamedTuple):
+    """struct vfio_irq_set without its data, which are eventfds, bools or nothing."""
+
+    argsz: U32
+    flags: U32
+    index: U32  # type: ignore[assignment]  # the C name; it hides tuple.index
+    start: U32
+    count: U32  # type: ignore[assignment]  # it hides tuple.count
+
+
 DEVICE_FEATURE = Layout(
     DeviceFeature, c_name="vfio_device_feature", order=LITTLE, source=_HEADER + "vfio_device_feature"
 )
@@ -255,6 +265,7 @@ DEVICE_INFO = Layout(DeviceInfo, c_name="vfio_device_info", order=LITTLE, source
 DEVICE_INFO_SIZE_MIN = DEVICE_INFO.place("cap_offset").offset  # older callers know no capabilities
 REGION_INFO = Layout(RegionInfo, c_name="vfio_region_info", order=LITTLE, source=_HEADER + "vfio_region_info")
 IRQ_INFO = Layout(IrqInfo, c_name="vfio_irq_info", order=LITTLE, source=_HEADER + "vfio_irq_info")
+IRQ_SET = Layout(IrqSet, c_name="vfio_irq_set", order=LITTLE, source=_HEADER + "vfio_irq_set")
 
 LAYOUTS = (
     DEVICE_FEATURE,
@@ -268,4 +279,5 @@ LAYOUTS = (
     DEVICE_INFO,
     REGION_INFO,
     IRQ_INFO,
+    IRQ_SET,
 )

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Lends mock devices to one unmodified QEMU: starts it, answers its calls, ends with it.
+
+One thread does all: it waits for the next call, for the time at which a waiting one can go on, for a
+request on the control socket and for QEMU's end. So devices that share a firmware need no lock, and the
+order of what happens is the order of the journal. QEMU does not outlive this process, whatever ends it.
+
+Run as `python -m mockdev.attach.supervisor` it reads an AttachConfig as a line of JSON, and prints lines
+of JSON: {"event": "started", "pid": n}, {"event": "result", "status": n, "error": ""}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import heapq
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from mockdev.attach.config import AttachConfig
+from mockdev.attach.control import Control
+from mockdev.attach.filter import KVM_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, calls
+from mockdev.attach.iommu import IommuFd
+from mockdev.attach.launcher import Child, base_fd, launch
+from mockdev.attach.lent import Answer, LentDevice
+from mockdev.attach.memory import ProcessMemory
+from mockdev.attach.notify import Call, GoneError, Listener
+from mockdev.clock import Clock, cpu_ns
+from mockdev.device.device import Device
+from mockdev.device.image import Pattern
+from mockdev.device.saving import Plan
+from mockdev.device.timing import PROFILES, Firmware
+from mockdev.errors import DeviceError, VfmigError
+from mockdev.journal import Begin, End, Failure, Journal, Unanswered
+from mockdev.memory import allocate
+
+_FDS_PER_DEVICE = 3  # its own, and two data files in turn
+_WAIT_S = 60.0  # nothing depends on it: every event wakes the wait
+_PASSED_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_KVM_VFIO_FILE = 1  # struct kvm_device_attr's group KVM_DEV_VFIO_FILE
+_PR_SET_PDEATHSIG = 1
+EXIT_BEGIN = 4
+
+
+class _Waiting(NamedTuple):
+    """A call that goes on at ready_ns. order: tells equal times apart."""
+
+    ready_ns: int
+    order: int
+    call: Call
+    answer: Answer
+
+
+class Supervisor:
+    """One QEMU with its devices: make it, then `run`."""
+
+    def __init__(self, config: AttachConfig) -> None:
+        config.check()
+        self.config = config
+        self.clock = Clock(config.clock_offset_ns)
+        self.iommu = IommuFd()
+        self.devices: list[LentDevice] = []
+        self.child: Child | None = None
+        self.calls = 0  # answered so far
+        self.unanswered = 0
+        self._numbers = calls()
+        self._heap: list[_Waiting] = []
+        self._order = 0
+        self._by_fd: dict[int, LentDevice] = {}
+        self._status: int | None = None
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self.child is not None
+        return self.child.pid
+
+    def device_fd(self, index: int) -> int:
+        """The descriptor of device `index` in QEMU."""
+        assert self.child is not None
+        return self.child.first_fd + 1 + index
+
+    def run(self, on_started: Callable[[int], None] = lambda _pid: None) -> int:
+        """Start QEMU and answer until it has ended; its exit status, 128 + the signal that killed it.
+
+        on_started: called with its pid once its program runs. AttachError: this machine cannot do it, or
+        QEMU cannot be run. Before this there may be no other thread, for the child is forked.
+        """
+        config = self.config
+        with ExitStack() as stack:
+            log = None
+            if config.log is not None:
+                log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+                stack.callback(os.close, log)
+            self.child = child = self._launch(log)
+            stack.callback(self._end_child)
+            listener = Listener(child.listener)
+            stack.callback(listener.close)
+            self.journal = Journal(None if config.journal is None else Path(config.journal))
+            stack.callback(self.journal.close)
+            self.journal.write(
+                Begin(t=self.clock.now_ns(), role=config.role, config=msgspec.to_builtins(config))
+            )
+            self._make_devices()
+            control = stack.enter_context(Control(config.control, self._asked)) if config.control else None
+            stack.enter_context(_Signals(child.pid))
+            child.start()
+            on_started(child.pid)
+            try:
+                self._serve(listener, control)
+                status = self._wait_child()
+            except BaseException as error:
+                self.journal.write(Failure(t=self.clock.now_ns(), message=f"{type(error).__name__}: {error}"))
+                raise
+            self._finish(status)
+            return status
+
+    # -- the loop ------------------------------------------------------------------------------------
+
+    def _serve(self, listener: Listener, control: Control | None) -> None:
+        """Answer calls until there is nobody left who could make one."""
+        pidfd = os.pidfd_open(self.pid)
+        try:
+            while True:
+                sockets = control.sockets if control is not None else []
+                readable, _, _ = select.select([listener.fd, pidfd, *sockets], [], [], self._timeout_s())
+                self._go_on(listener)
+                if listener.fd in readable:
+                    call = listener.receive()
+                    if call is not None:
+                        self._begin(listener, call)
+                for ready in readable[:]:
+                    if control is not None and ready not in (listener.fd, pidfd):
+                        control.hear(ready)
+                if pidfd in readable and listener.fd not in readable:
+                    return
+        except GoneError:
+            return
+        finally:
+            os.close(pidfd)
+
+    def _timeout_s(self) -> float:
+        if not self._heap:
+            return _WAIT_S
+        return max(0.0, (self._heap[0].ready_ns - self.clock.now_ns()) / 1e9)
+
+    def _go_on(self, listener: Listener) -> None:
+        """Resume the calls whose time has come."""
+        while self._heap and self._heap[0].ready_ns <= self.clock.now_ns():
+            waiting = heapq.heappop(self._heap)
+            self._resume(listener, waiting.call, waiting.answer)
+
+    def _begin(self, listener: Listener, call: Call) -> None:
+        self.calls += 1
+        try:
+            answer = self._answer(listener, call)
+        except DeviceError as error:
+            answer = -error.errno
+        except GoneError:
+            return
+        if isinstance(answer, int):
+            _send(listener, call, answer)
+        elif answer is None:
+            with suppress(GoneError):
+                listener.pass_on(call)
+        else:
+            self._resume(listener, call, answer)
+
+    def _resume(self, listener: Listener, call: Call, answer: Answer) -> None:
+        try:
+            ready_ns = next(answer)
+        except StopIteration as stop:
+            _send(listener, call, stop.value)
+        except DeviceError as error:
+            _send(listener, call, -error.errno)
+        except GoneError:
+            pass
+        else:
+            self._order += 1
+            heapq.heappush(self._heap, _Waiting(ready_ns, self._order, call, answer))
+
+    # -- which call means what -----------------------------------------------------------------------
+
+    def _answer(self, listener: Listener, call: Call) -> int | Answer | None:
+        """What a call is answered with; None: the kernel is to do it."""
+        numbers, fd = self._numbers, call.fd
+        memory = ProcessMemory(call.pid)
+        assert self.child is not None
+        if call.number == numbers.ioctl and not self._is_ours(fd):
+            return self._kvm(call, memory)
+        if call.number == numbers.close:
+            self._close(fd, call.pid)
+            return 0  # the placeholder stays, so that the number can be given out again
+        if fd == self.child.first_fd:
+            return self._iommufd(call, memory)
+        device = self._by_fd.get(fd)
+        if device is None:
+            raise DeviceError(errno.EBADF, f"descriptor {fd} was not given out")
+        address, size, offset = call.args[1], call.args[2], call.args[3]
+        if device.holds(fd):
+            if call.number == numbers.read:
+                return device.read(fd, address, size, memory)
+            if call.number == numbers.write:
+                return device.write(fd, address, size, memory)
+            if call.number == numbers.ioctl:
+                return device.file_ioctl(fd, address & 0xFFFFFFFF, call.args[2], memory)
+            raise DeviceError(errno.ESPIPE, "a data file has no offsets")
+        if call.number == numbers.ioctl:
+            request = address & 0xFFFFFFFF
+            return device.ioctl(request, call.args[2], memory, self._putter(listener, call, device))
+        if call.number == numbers.pread64:
+            return device.pread(address, size, offset, memory)
+        if call.number == numbers.pwrite64:
+            return device.pwrite(address, size, offset, memory)
+        raise DeviceError(errno.EINVAL, "a device has offsets")
+
+    def _is_ours(self, fd: int) -> bool:
+        assert self.child is not None
+        return 0 <= fd - self.child.first_fd < 1 + _FDS_PER_DEVICE * len(self.config.names)
+
+    def _iommufd(self, call: Call, memory: ProcessMemory) -> int:
+        if call.number != self._numbers.ioctl:
+            raise DeviceError(errno.EINVAL, "an iommufd is asked by ioctl only")
+        request = call.args[1] & 0xFFFFFFFF
+        try:
+            return self.iommu.ioctl(request, call.args[2], memory)
+        except DeviceError as error:
+            if error.errno == errno.ENOTTY:
+                self.unanswered += 1
+                self.journal.write(Unanswered(t=self.clock.now_ns(), on="iommufd", request=request))
+            raise
+
+    def _kvm(self, call: Call, memory: ProcessMemory) -> int | None:
+        """KVM is told of a VFIO file. Of ours it must not hear: it would look into it and refuse."""
+        if call.args[1] & 0xFFFFFFFF != KVM_SET_DEVICE_ATTR:
+            return None
+        attribute = KVM_DEVICE_ATTR.unpack(memory.read(call.args[2], KVM_DEVICE_ATTR.size))
+        if attribute.group != _KVM_VFIO_FILE:
+            return None
+        fd = int.from_bytes(memory.read(attribute.addr, 4), "little")
+        return 0 if self._is_ours(fd) else None
+
+    def _close(self, fd: int, thread: int) -> None:
+        device = self._by_fd.get(fd)
+        if device is None or _process_of(thread) != self.pid:  # a helper that QEMU forked
+            return
+        if device.holds(fd):
+            device.file_closed(fd)
+        elif device.opened:
+            device.closed()
+
+    def _putter(self, listener: Listener, call: Call, device: LentDevice) -> Callable[[int], None]:
+        def put(fd: int) -> None:
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                listener.give_fd(call, null, fd)
+            except OSError as error:
+                raise DeviceError(error.errno or 0, "no descriptor for a data file") from None
+            finally:
+                os.close(null)
+            self._by_fd[fd] = device
+
+        return put
+
+    # -- what the control socket asks ----------------------------------------------------------------
+
+    def _asked(self, request: dict[str, Any]) -> dict[str, Any]:
+        what = request["ask"]
+        if what == "status":
+            return self.status()
+        if what == "verify":
+            config = self.config
+            equal = [device.verify(config.seed, config.state_bytes) for device in self.devices]
+            return {"equal": all(equal)}
+        if what == "dma":
+            device = self.devices[request["device"]]
+            device.dma(request["iova"], bytes.fromhex(request["hex"]), ProcessMemory(self.pid))
+            return {}
+        raise VfmigError(f"nothing to ask: {what!r}; there are status, fault, dma and verify")
+
+    def status(self) -> dict[str, Any]:
+        """What each device is in and has done."""
+        devices = [
+            {
+                "name": device.name,
+                "fd": self.device_fd(index),
+                "plugged": device.opened,
+                "state": device.device.state.name,
+                "state_bytes": device.device.state_bytes,
+                "read_bytes": device.read_bytes,
+                "written_bytes": device.written_bytes,
+            }
+            for index, device in enumerate(self.devices)
+        ]
+        return {
+            "role": self.config.role,
+            "pid": self.pid,
+            "calls": self.calls,
+            "unanswered": self.unanswered,
+            "devices": devices,
+        }
+
+    # -- making and ending ---------------------------------------------------------------------------
+
+    def _launch(self, log: int | None) -> Child:
+        count = 1 + _FDS_PER_DEVICE * len(self.config.names)
+        first = base_fd(count)
+        numbers = {"{iommufd}": first}
+        numbers |= {f"{{vf{n}}}": first + 1 + n for n in range(len(self.config.names))}
+        return launch([_filled(word, numbers) for word in self.config.command], first, count, log)
+
+    def _make_devices(self) -> None:
+        config = self.config
+        firmware = Firmware(PROFILES[config.profile])
+        plan = Plan(precopy_bytes=config.precopy_bytes, chunk_bytes=config.chunk_bytes)
+        assert self.child is not None
+        first_data = self.child.first_fd + 1 + len(config.names)
+        for index, name in enumerate(config.names):
+            memory = allocate(config.state_bytes)
+            if config.filled:
+                Pattern(config.seed, name).fill(memory)
+            device = Device(name, memory, firmware, plan=plan)
+            data_fds = (first_data + 2 * index, first_data + 2 * index + 1)
+            lent = LentDevice(device, self.iommu, self.journal, self.clock, data_fds)
+            self.devices.append(lent)
+            self._by_fd[self.device_fd(index)] = lent
+
+    def _wait_child(self) -> int:
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._status if self._status >= 0 else 128 - self._status
+
+    def _end_child(self) -> None:
+        if self._status is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self._wait_child()
+
+    def _finish(self, status: int) -> None:
+        for device in self.devices:
+            if self.config.role == "target" and device.written_bytes:
+                device.verify(self.config.seed, self.config.state_bytes)
+        outcome = "completed" if status == 0 else "failed"
+        moved = sum(device.read_bytes + device.written_bytes for device in self.devices)
+        self.journal.write(
+            End(t=self.clock.now_ns(), outcome=outcome, runs=False, bytes=moved, cpu_ns=cpu_ns())
+        )
+
+
+class _Signals:
+    """While in it, what ends or asks a process goes to QEMU; Ctrl-C it gets from the terminal itself."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> None:
+        def pass_on(number: int, _frame: FrameType | None) -> None:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, number)
+
+        for number in _PASSED_SIGNALS:
+            self._old[number] = signal.signal(number, pass_on)
+        alone = os.getpgrp() != os.getpgid(self._pid) or not sys.stdin.isatty()
+        self._old[signal.SIGINT] = signal.signal(signal.SIGINT, pass_on if alone else signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)  # type: ignore[arg-type]
+
+
+def _send(listener: Listener, call: Call, value: int) -> None:
+    with suppress(GoneError):  # killed meanwhile
+        listener.answer(call, value)
+
+
+def _filled(word: str, numbers: dict[str, int]) -> str:
+    for name, number in numbers.items():
+        word = word.replace(name, str(number))
+    return word
+
+
+def _process_of(thread: int) -> int:
+    """The process that a thread belongs to; 0 when it is gone."""
+    with suppress(OSError, ValueError), open(f"/proc/{thread}/status") as file:
+        for line in file:
+            if line.startswith("Tgid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _say(event: str, **fields: object) -> None:
+    with suppress(OSError):  # nobody reads any more: the journal has it all
+        print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def main() -> None:
+    """The process's entry."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    try:
+        config = msgspec.json.decode(sys.stdin.buffer.readline(), type=AttachConfig)
+        status = Supervisor(config).run(lambda pid: _say("started", pid=pid))
+    except (msgspec.MsgspecError, VfmigError, OSError) as error:
+        _say("result", status=EXIT_BEGIN, error=str(error))
+        sys.exit(EXIT_BEGIN)
+    _say("result", status=status, error="")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
