@@ -126,12 +126,17 @@ def ask(path: str | Path, **request: Any) -> dict[str, Any]:
     return told
 
 
-def _remove_dead(path: str) -> None:
-    """Remove a socket that nobody listens on any more. OSError when somebody does."""
-    if not os.path.exists(path):
-        return
+def answers(path: str | Path) -> bool:
+    """Whether somebody who may be asked listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
+
+
+def _remove_dead(path: str) -> None:
+    """Remove a socket that nobody listens on any more. OSError when somebody does."""
+    if os.path.exists(path) and not answers(path):
+        os.unlink(path)

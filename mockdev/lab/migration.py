@@ -20,6 +20,7 @@ import msgspec
 import mockdev
 from mockdev.clock import Clock, wall_offset_ns
 from mockdev.lab.outcome import EndpointStatus, Outcome, summarise
+from mockdev.lab.qemu_end import QemuEnd, Vm
 from mockdev.runtime.config import EndpointConfig, MigrationConfig
 from mockdev.runtime.session import Result, describe_error
 from mockdev.runtime.source import Source
@@ -29,6 +30,7 @@ from mockdev.runtime.transports import MemoryNet
 Progress = dict[str, Any]
 ROLES = ("target", "source")
 _CANCEL_S = 10.0  # what endpoints get to end after a cancel or the other's end, over their own deadline
+_GRACE_S = 3.0  # what a QEMU gets to notice that the other end has failed
 _BEGIN_S = 300.0  # what they get to make their memory
 
 
@@ -51,12 +53,30 @@ class Cancel:
         return False
 
 
+class Pair(msgspec.Struct, frozen=True, kw_only=True):
+    """Who stands at either end: a QEMU, or (None) an endpoint of ours."""
+
+    source: Vm | None = None
+    target: Vm | None = None
+
+    def vm(self, role: str) -> Vm | None:
+        """Who stands at this end."""
+        return self.source if role == "source" else self.target
+
+    @property
+    def mocks(self) -> bool:
+        """Whether both ends are ours."""
+        return self.source is None and self.target is None
+
+
 class _End(Protocol):
     """A running endpoint. status: None until it has ended."""
 
     status: EndpointStatus | None
 
+    def tell(self, address: str) -> None: ...
     def cancel(self) -> None: ...
+    def release(self) -> None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
 
@@ -66,8 +86,11 @@ def run_migration(
     folder: Path,
     on_progress: Callable[[Progress], None] | None = None,
     cancel: Cancel | None = None,
+    pair: Pair | None = None,
 ) -> Outcome:
     """Run one migration and leave its journals and capture in `folder`.
+
+    pair: who stands at the ends, by default endpoints of ours.
 
     on_progress: called in this thread with {"role", "event", ...} as endpoints report. Ctrl-C and `cancel`
     end both endpoints cleanly; KeyboardInterrupt is raised again afterwards, with the folder readable.
@@ -75,7 +98,7 @@ def run_migration(
     """
     config.check()
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(config, folder, on_progress or (lambda _: None), cancel or Cancel())
+    run = _Run(config, folder, on_progress or (lambda _: None), cancel or Cancel(), pair or Pair())
     try:
         run.begin()
         run.watch()
@@ -92,8 +115,14 @@ class _Run:
     """Both endpoints of a run and what they report: (role, message), message None at the end of one."""
 
     def __init__(
-        self, config: MigrationConfig, folder: Path, on_progress: Callable[[Progress], None], cancel: Cancel
+        self,
+        config: MigrationConfig,
+        folder: Path,
+        on_progress: Callable[[Progress], None],
+        cancel: Cancel,
+        pair: Pair,
     ) -> None:
+        self._pair = pair
         self._config = config
         self._folder = folder
         self._on_progress = on_progress
@@ -101,7 +130,9 @@ class _Run:
         self._clock = Clock(wall_offset_ns())
         self._reports: queue.SimpleQueue[tuple[str, Progress]] = queue.SimpleQueue()
         self._ends: dict[str, _End] = {}
+        self._settled: dict[str, str] = {}  # how an end came out, by its role
         self._ended: set[str] = set()
+        self._release_ns: int | None = None
         self._deadline_ns: int | None = None
 
     def begin(self) -> None:
@@ -112,16 +143,15 @@ class _Run:
                 self._ends[role] = _Inside(self._endpoint(role), net, self._reports)
             return
         for role in ROLES:
-            self._ends[role] = _Process(self._endpoint(role), self._reports)
+            self._ends[role] = self._make(role)
         self._extend(_BEGIN_S)
         ready: dict[str, str] = {}
         while len(ready) < len(ROLES) and self._going():
             role, report = self._next()
             if report.get("event") == "ready":
                 ready[role] = report["address"]
-        source = self._ends["source"]
-        if len(ready) == len(ROLES) and isinstance(source, _Process):
-            source.tell(ready["target"])
+        if len(ready) == len(ROLES):
+            self._ends["source"].tell(ready["target"])
         self._deadline_ns = None
 
     def watch(self) -> None:
@@ -154,8 +184,12 @@ class _Run:
         except queue.Empty:
             self._enforce()
             return "", {}
-        if report.get("event") == "end":
+        if report.get("event") == "settled":
+            self._settled[role] = report["outcome"]
+        elif report.get("event") == "end":
             self._ended.add(role)
+            status = self._ends[role].status
+            self._settled.setdefault(role, status.outcome if status is not None else "crashed")
             self._extend(self._config.idle_timeout_s + _CANCEL_S)
         elif report.get("event") == "result" and report.get("begun") is False:
             self.call_off()
@@ -173,11 +207,39 @@ class _Run:
         self._deadline_ns = min(self._deadline_ns or deadline, deadline)
 
     def _enforce(self) -> None:
+        self._release()
         if self._deadline_ns is None or self._clock.now_ns() < self._deadline_ns:
             return
         for end in self._ends.values():
             if end.status is None:
                 end.kill()
+
+    def _release(self) -> None:
+        """Let QEMUs end once it is known what became of both sides; the last one soon after a failure."""
+        if not self._settled or len(self._ended) == len(self._ends):
+            return
+        if len(self._settled) < len(self._ends):
+            if "completed" in self._settled.values():
+                return  # the other one will be, or ends itself, or finds that nothing moves
+            now_ns = self._clock.now_ns()
+            self._release_ns = self._release_ns or now_ns + int(_GRACE_S * 1e9)
+            if now_ns < self._release_ns:
+                return
+        for end in self._ends.values():
+            end.release()
+
+    def _make(self, role: str) -> _End:
+        vm = self._pair.vm(role)
+        if vm is None:
+            return _Process(self._endpoint(role), self._reports)
+        return QemuEnd(
+            "source" if role == "source" else "target",
+            vm,
+            self._config,
+            self._folder,
+            self._clock.offset_ns,
+            self._reports,
+        )
 
     def _endpoint(self, role: str) -> EndpointConfig:
         address = (
@@ -223,6 +285,9 @@ class _Process:
     def tell(self, address: str) -> None:
         """Where the source is to connect."""
         self._write(json.dumps(address).encode())
+
+    def release(self) -> None:
+        """It ends by itself."""
 
     def cancel(self) -> None:
         """SIGTERM, unless it has ended."""
@@ -310,6 +375,12 @@ class _Inside:
         self._endpoint = Source(config, net) if config.role == "source" else Target(config, net)
         self._thread = threading.Thread(target=self._run, name=config.role, daemon=True)
         self._thread.start()
+
+    def tell(self, address: str) -> None:
+        """It knows the way."""
+
+    def release(self) -> None:
+        """It ends by itself."""
 
     def cancel(self) -> None:
         """Call it off."""

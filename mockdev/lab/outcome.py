@@ -16,9 +16,18 @@ _MS = 1e6
 
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How one endpoint ended. outcome: completed, failed, cancelled, crashed (no last word) or killed (it did
-    not end and was killed). exit_status: of its process, None within ours. cpu_s: see session.Result."""
+    not end and was killed). exit_status: of its process, None within ours. cpu_s: see session.Result.
+
+    kind: mock, or qemu with its version. Of a QEMU also: run_state, its own word; downtime_ms and total_ms,
+    its own figures.
+    """
 
     outcome: str
+    kind: str = "mock"
+    version: str = ""
+    run_state: str = ""
+    downtime_ms: float | None = None
+    total_ms: float | None = None
     error: str = ""
     runs: bool = False
     moved_bytes: int = 0

@@ -127,6 +127,16 @@ class Qemu:
             return self._log.read_text(errors="replace").strip()[-2000:]
         return ""
 
+    def wait(self, seconds: float) -> int | None:
+        """The exit status once it has ended, or None when it has not within `seconds`."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self.ended
+
+    def kill(self) -> None:
+        """End it at once, from any thread."""
+        self._process.kill()
+
     def quit(self) -> int:
         """Have it end by itself, within some seconds; the exit status, or that of being killed."""
         with contextlib.suppress(Exception):  # it may be dead or dying already

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`vfmig show`: a capture, a journal or an evidence folder, decoded to the last byte."""
+"""`vfmig show`: a capture, a journal, a trace log or an evidence folder, decoded to the last byte."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from verifier.cli.output import printing
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per frame, one a line.")
 def command(path: Path, as_json: bool) -> int:
-    """List every frame of a capture or journal in order of time, with offsets, sizes and fields.
+    """List every frame of a capture, journal or trace log in order of time, with offsets, sizes and fields.
 
-    Of an evidence folder: first its capture, then its journals on one time line.
+    Of an evidence folder: first its capture, then its journals and trace logs on one time line.
     """
     from verifier.report import text
 
@@ -35,16 +35,10 @@ def command(path: Path, as_json: bool) -> int:
 
 
 def _list(path: Path, emit: Callable[[dict[str, Any]], None]) -> None:
-    from verifier.capture.opening import open_file
-    from verifier.check import files_of
-    from verifier.history.journals import is_journal
-    from verifier.history.listing import list_capture, list_journals
+    from verifier.check import evidence_of
+    from verifier.history.listing import list_capture, list_lines
 
-    if path.is_dir():
-        captures, journals = files_of(path)
-    else:
-        with open_file(path) as file:
-            captures, journals = ([], [path]) if is_journal(file.read(4096)) else ([path], [])
-    for capture in captures:
+    evidence = evidence_of(path)
+    for capture in evidence.captures:
         list_capture(capture, emit)
-    list_journals(journals, emit)
+    list_lines(evidence.journals, evidence.logs, emit)
