@@ -20,7 +20,7 @@ import msgspec
 
 from mockdev.errors import VfmigError
 from mockdev.lab.endpoint import EXIT_BEGIN
-from mockdev.lab.migration import Cancel, run_migration
+from mockdev.lab.migration import Cancel, Pair, run_migration
 from mockdev.lab.outcome import Outcome
 from mockdev.runtime.config import MigrationConfig
 from verifier.capture.sniff import Sniffer
@@ -50,10 +50,11 @@ class BeginError(VfmigError):
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
-    """`run.json`. arguments: the migration's configuration; machine: what it ran on."""
+    """`run.json`. arguments: the migration's configuration; pair: its ends; machine: what it ran on."""
 
     schema: str = SCHEMA
     arguments: dict[str, Any]
+    pair: Pair
     seed: int
     sniffed: str | None
     versions: dict[str, str]
@@ -92,15 +93,21 @@ def new_folders(wanted: Path | None, runs: int = 1) -> list[Path]:
 
 
 def run(
-    folder: Path, config: MigrationConfig, on_progress: OnProgress, *, sniff: str | None = None
+    folder: Path,
+    config: MigrationConfig,
+    on_progress: OnProgress,
+    *,
+    sniff: str | None = None,
+    pair: Pair | None = None,
 ) -> Report:
     """Run the migration into `folder`, judge what it left there, and keep `run.json` there up to date.
 
-    sniff: the interface to capture on instead of the endpoint's tap. Interrupted (SIGINT, SIGTERM, SIGHUP),
-    it leaves the folder readable and raises KeyboardInterrupt. FolderError: nothing can be written there at
-    the start; later on that becomes part of the report. BeginError: an endpoint could not begin.
+    pair: who stands at the ends, by default endpoints of ours. sniff: the interface to capture on instead of
+    the endpoint's tap. Interrupted (SIGINT, SIGTERM, SIGHUP), it leaves the folder readable and raises
+    KeyboardInterrupt. FolderError: nothing can be written there at the start; later on that becomes part of
+    the report. BeginError: an endpoint could not begin.
     """
-    record = _record(config, sniff)
+    record = _record(config, sniff, pair or Pair())
     why = _write(record, folder)
     if why:
         raise FolderError(why)
@@ -136,7 +143,7 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
             elif event == "progress" and message.get("role") == "source":
                 on_progress(message["phase"], message["moved_bytes"], expected)
 
-        outcome = record.outcome = run_migration(config, folder, watch, cancel)
+        outcome = record.outcome = run_migration(config, folder, watch, cancel, record.pair)
     if asked:
         raise KeyboardInterrupt
     for role, end in (("source", outcome.source), ("target", outcome.target)):
@@ -177,7 +184,7 @@ def _judge(folder: Path, outcome: Outcome, complaints: list[str]) -> Report:
         why.append(Unknown(id="evidence", why=row.error))
         row.error = ""
     for role, end in (("target", outcome.target), ("source", outcome.source)):
-        if end.outcome != "completed":
+        if end.outcome != "completed" and not (report.run and report.run.failed_as_injected):
             why.append(Unknown(id="outcome", why=f"the {role} {end.outcome}: {end.error}"))
     _doubt(report, why)
     return report
@@ -190,9 +197,10 @@ def _doubt(report: Report, why: list[Unknown]) -> None:
     report.standing = standing_of(report)
 
 
-def _record(config: MigrationConfig, sniff: str | None) -> RunRecord:
+def _record(config: MigrationConfig, sniff: str | None, pair: Pair) -> RunRecord:
     return RunRecord(
         arguments=msgspec.to_builtins(config),
+        pair=pair,
         seed=config.seed,
         sniffed=sniff,
         versions={"vfmig": version("vfmig"), "python": platform.python_version()},

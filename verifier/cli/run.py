@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -14,10 +14,29 @@ from verifier.cli import INTERRUPTED
 from verifier.cli.output import printing
 from verifier.cli.values import Size
 
+if TYPE_CHECKING:
+    from mockdev.lab.migration import Pair
+
 _MIB = 1 << 20
 
 
 @click.command("run")
+@click.option(
+    "--source",
+    default="mock",
+    show_default=True,
+    type=click.Choice(["mock", "qemu"]),
+    help="Who sends: an endpoint of ours, or a real QEMU with mock devices.",
+)
+@click.option(
+    "--target", default="mock", show_default=True, type=click.Choice(["mock", "qemu"]), help="Who receives."
+)
+@click.option("--qemu", metavar="PATH", help="The QEMU to use.  [default: qemu-system-x86_64]")
+@click.option("--target-qemu", metavar="PATH", help="That of the target.  [default: the same]")
+@click.option(
+    "--accel", default="tcg", show_default=True, type=click.Choice(["tcg", "kvm"]), help="Of the QEMUs."
+)
+@click.option("--machine", default="pc", show_default=True, help="Machine type of the QEMUs.")
 @click.option("--vfs", default=4, show_default=True, type=click.IntRange(1, 30), help="Devices.")
 @click.option("--state-size", default="100MiB", show_default=True, type=Size(1), help="State of each device.")
 @click.option(
@@ -95,6 +114,7 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
 
     _check_sniff(ctx, options)
     config = evidence.config_of(options)
+    pair = _pair(options)
     try:
         config.check()
     except VfmigError as error:
@@ -106,7 +126,7 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
         this = msgspec.structs.replace(config, seed=config.seed + number)
         try:
             with Progress(sys.stderr, f"run {number + 1} of {runs}" if runs > 1 else "") as progress:
-                report = evidence.run(folder, this, progress.update, sniff=options["sniff"])
+                report = evidence.run(folder, this, progress.update, sniff=options["sniff"], pair=pair)
         except KeyboardInterrupt:
             if sys.stderr.isatty():  # which has echoed ^C
                 click.echo(err=True)
@@ -122,6 +142,24 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
         with printing():
             text.write_json(merged)
     return merged.exit_code
+
+
+def _pair(options: dict[str, Any]) -> Pair:
+    """Who stands at the ends. QemuError: a QEMU that is asked for cannot do it."""
+    from mockdev.lab.migration import Pair
+    from mockdev.lab.qemu import BINARY
+    from mockdev.lab.qemu_end import Vm, check_vm
+
+    ends = {}
+    paths = {"source": options["qemu"], "target": options["target_qemu"] or options["qemu"]}
+    both = options["source"] == options["target"] == "qemu"
+    for role, path in paths.items():
+        if options[role] == "qemu":
+            ends[role] = Vm(
+                binary=path or BINARY, accel=options["accel"], machine=options["machine"], dump_ram=both
+            )
+            check_vm(ends[role])
+    return Pair(**ends)
 
 
 def _check_sniff(ctx: click.Context, options: dict[str, Any]) -> None:
