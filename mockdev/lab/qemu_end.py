@@ -10,6 +10,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ TRACES = ("vfio_*", "multifd_*", "migrate_*", "migration_*", "savevm_*", "loadvm
 _LOOK_S = 0.01  # between two looks at a migration
 _DOWNTIME_MS_MAX = 20_000  # what QEMU may take: it must not wait for a better moment to switch over
 _LEAST_RELEASE = (10, 0, 0)
+_MACHINES = {"pc": "pc-i440fx", "q35": "pc-q35"}  # an alias means another machine with every release
 _OVER = ("completed", "failed", "cancelled")
 
 
@@ -55,6 +57,17 @@ def check_release(binary: str) -> str:
     if release < _LEAST_RELEASE:
         raise QemuError(f"{found} is QEMU {named}; device state over multifd came with 10.0")
     return named
+
+
+def versioned(machine: str, binaries: Sequence[str]) -> str:
+    """A machine type that all these QEMUs have: of `pc` and `q35` that of the oldest release.
+
+    QemuError as check_release.
+    """
+    if machine not in _MACHINES:
+        return machine
+    oldest = min(qemu_version(find_qemu(binary)) for binary in binaries)
+    return f"{_MACHINES[machine]}-{oldest[0]}.{oldest[1]}"
 
 
 def check_vm(vm: Vm) -> str:

@@ -148,17 +148,17 @@ def _pair(options: dict[str, Any]) -> Pair:
     """Who stands at the ends. QemuError: a QEMU that is asked for cannot do it."""
     from mockdev.lab.migration import Pair
     from mockdev.lab.qemu import BINARY
-    from mockdev.lab.qemu_end import Vm, check_vm
+    from mockdev.lab.qemu_end import Vm, check_vm, versioned
 
-    ends = {}
     paths = {"source": options["qemu"], "target": options["target_qemu"] or options["qemu"]}
-    both = options["source"] == options["target"] == "qemu"
-    for role, path in paths.items():
-        if options[role] == "qemu":
-            ends[role] = Vm(
-                binary=path or BINARY, accel=options["accel"], machine=options["machine"], dump_ram=both
-            )
-            check_vm(ends[role])
+    binaries = {role: path or BINARY for role, path in paths.items() if options[role] == "qemu"}
+    if not binaries:
+        return Pair()
+    machine = versioned(options["machine"], list(binaries.values()))
+    ends = {}
+    for role, binary in binaries.items():
+        ends[role] = Vm(binary=binary, accel=options["accel"], machine=machine, dump_ram=len(binaries) == 2)
+        check_vm(ends[role])
     return Pair(**ends)
 
 
