@@ -14,6 +14,7 @@ import ctypes
 import errno
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -53,6 +54,12 @@ class Child(NamedTuple):
             self.line.close()
         if said:
             raise AttachError(said.decode(errors="replace"))
+
+
+def placeholder() -> select.epoll:
+    """A file that can be neither read nor written nor mapped: a call that is not answered by us must not seem
+    to succeed."""
+    return select.epoll()
 
 
 def base_fd(count: int) -> int:
@@ -128,12 +135,12 @@ def _child(
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
             os.dup2(log, 2)
-        os.execvp(argv[0], list(argv))
+        try:
+            os.execvp(argv[0], list(argv))
+        except OSError as error:
+            line.sendall(f"{argv[0]} cannot be run: {error.strerror}".encode())
     except OSError as error:
-        what = f"{argv[0]} cannot be run: {error.strerror}"
-        if error.filename is None:
-            what = error.strerror or str(error)
-        line.sendall(what.encode())
+        line.sendall((error.strerror or str(error)).encode())
     except BaseException as error:
         line.sendall(f"{type(error).__name__}: {error}".encode())
     finally:
@@ -142,14 +149,13 @@ def _child(
 
 
 def _reserve(first: int, count: int) -> None:
-    """Fill the range with placeholders: open files, so that QEMU believes in them."""
+    """Fill the range with placeholders: open files that refuse every call which does not come to us."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < first + count:
         resource.setrlimit(resource.RLIMIT_NOFILE, (first + count, hard))
-    null = os.open(os.devnull, os.O_RDWR)
-    for number in range(first, first + count):
-        os.dup2(null, number)
-    os.close(null)
+    with placeholder() as inert:
+        for number in range(first, first + count):
+            os.dup2(inert.fileno(), number)
 
 
 def _install(libc: ctypes.CDLL, filter_program: bytes) -> int:

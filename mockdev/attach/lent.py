@@ -39,6 +39,7 @@ PutFd = Callable[[int], None]
 
 READ_BYTES_MAX = 16 << 20  # more is given piece by piece, as a read may
 _ARGUMENT_BYTES_MAX = 4096
+_TRAP_NS_MAX = 50_000  # what it costs a call to reach us, and an answer to reach the caller
 _OFFSET_MASK = (1 << uapi.REGION_OFFSET_SHIFT) - 1
 _DATA_FD = uapi.DEVICE_FEATURE.size + uapi.FEATURE_MIG_STATE.place("data_fd").offset
 _SET_STATE = uapi.FEATURE_SET | Feature.MIG_DEVICE_STATE
@@ -79,6 +80,8 @@ class LentDevice:
         self._open: dict[int, _Open] = {}
         self._bar0 = bytearray(device.pci.identity.bar0_bytes)
         self._loading: _Open | None = None
+        self._overhead_ns = 0  # of interception, not yet allowed for
+        self._answered_ns = 0  # when the last write returned
         self._dma_writes: list[Range] = []  # since the log was last asked
         device.on_arc = self._arc
         device.dirty.source = self._dma_written
@@ -171,20 +174,32 @@ class LentDevice:
     def write(self, fd: int, address: int, size: int, memory: ProcessMemory) -> Answer:
         """Write to a resume file, to the last byte."""
         file, digest = self._open[fd]
+        # Time that interception costs is not charged to the device: a LOAD begins when its last byte would
+        # have been here without us. Between two calls an answer and a call were on their way; more than that
+        # the caller took itself.
+        spent_to_ns = self._clock.now_ns()
+        self._overhead_ns += min(spent_to_ns - self._answered_ns, _TRAP_NS_MAX)
         size = min(size, READ_BYTES_MAX)
         view = self._landing(file, size)
         memory.read_into(view, address)
         digest.update(view)
         while True:
             now_ns = self._clock.now_ns()
+            self._overhead_ns += max(0, now_ns - spent_to_ns)
+            spent_to_ns = now_ns
+            now_ns -= self._overhead_ns
             written = file.write(now_ns, view)
             view = view[written.consumed :]
             if written.ready_ns > now_ns:
+                self._overhead_ns = 0
                 yield written.ready_ns
+                spent_to_ns = written.ready_ns  # woken later than that is our time again
             elif not view:
                 break
+        self._answered_ns = self._clock.now_ns()
+        self._overhead_ns += self._answered_ns - spent_to_ns
         self._journal.write(
-            Wrote(t=self._clock.now_ns(), device=self.name, offset=self.written_bytes, size=size)
+            Wrote(t=self._answered_ns, device=self.name, offset=self.written_bytes, size=size)
         )
         self.written_bytes += size
         return size

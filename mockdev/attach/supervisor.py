@@ -31,7 +31,7 @@ from mockdev.attach.config import AttachConfig
 from mockdev.attach.control import Control
 from mockdev.attach.filter import KVM_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, calls
 from mockdev.attach.iommu import IommuFd
-from mockdev.attach.launcher import Child, base_fd, launch
+from mockdev.attach.launcher import Child, base_fd, launch, placeholder
 from mockdev.attach.lent import Answer, LentDevice
 from mockdev.attach.memory import ProcessMemory
 from mockdev.attach.notify import Call, GoneError, Listener
@@ -261,13 +261,11 @@ class Supervisor:
 
     def _putter(self, listener: Listener, call: Call, device: LentDevice) -> Callable[[int], None]:
         def put(fd: int) -> None:
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             try:
-                listener.give_fd(call, null, fd)
+                with placeholder() as inert:
+                    listener.give_fd(call, inert.fileno(), fd)
             except OSError as error:
                 raise DeviceError(error.errno or 0, "no descriptor for a data file") from None
-            finally:
-                os.close(null)
             self._by_fd[fd] = device
 
         return put

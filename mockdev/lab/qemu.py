@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from qemu.qmp import ConnectError, ExecuteError, QMPClient
@@ -74,6 +74,8 @@ class Qemu:
     Leaving the block ends the process (SIGKILL if it must be) and removes its folder. Source of the
     protocol: QEMU docs/interop/qmp-spec.
     """
+
+    supervisor: ClassVar[Sequence[str]] = (sys.executable, "-m", "mockdev.attach.supervisor")
 
     def __init__(self, binary: str, arguments: Sequence[str], lend: AttachConfig | None = None) -> None:
         self._folder = tempfile.mkdtemp(prefix="vfmig-qemu-")
@@ -153,7 +155,7 @@ class Qemu:
         package = str(Path(mockdev.__file__).parent.parent)  # also where it is not installed
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
         process = subprocess.Popen(
-            [sys.executable, "-m", "mockdev.attach.supervisor"],
+            self.supervisor,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
