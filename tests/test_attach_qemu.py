@@ -10,11 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from mockdev.attach.commandline import device_words, iommufd_words, with_devices
+from mockdev.attach.commandline import device_words, iommufd_words, legacy_words, with_devices
 from mockdev.attach.config import AttachConfig
 from mockdev.attach.control import ask
 from mockdev.journal import State, read
@@ -44,7 +44,15 @@ class NobodysQemu(Qemu):
     supervisor = (sys.executable, "-c", AS_NOBODY)
 
 
-def machine(kind: type[Qemu], folder: Path, role: str, *more: str, vfs: int = 1, spare: int = 0) -> Qemu:
+def machine(
+    kind: type[Qemu],
+    folder: Path,
+    role: str,
+    *more: str,
+    vfs: int = 1,
+    spare: int = 0,
+    route: Literal["iommufd", "legacy"] = "iommufd",
+) -> Qemu:
     names = tuple(f"0000:00:{SLOT + n:02x}.0/vfio" for n in range(vfs + spare))
     words = [
         "-machine",
@@ -58,14 +66,16 @@ def machine(kind: type[Qemu], folder: Path, role: str, *more: str, vfs: int = 1,
         "none",
         *iommufd_words(),
     ]
+    attach = device_words if route == "iommufd" else legacy_words
     for number in range(vfs):
-        words += device_words(number, {"addr": f"{SLOT + number:#x}"})
+        words += attach(number, {"addr": f"{SLOT + number:#x}"})
     folder = folder / role
     folder.mkdir()
     config = AttachConfig(
         command=("filled in by Qemu",),
         names=names,
         spare=spare,
+        route=route,
         role="target" if role == "target" else "source",
         filled=role != "target",
         state_bytes=1 << 20,
@@ -114,13 +124,16 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.parametrize("route", ["iommufd", "legacy"])
 @pytest.mark.parametrize("kind", [Qemu, NobodysQemu])
-def test_a_migration_by_root_or_nobody(open_folder: Path, kind: type[Qemu]) -> None:
+def test_a_migration_by_root_or_nobody(
+    open_folder: Path, kind: type[Qemu], route: Literal["iommufd", "legacy"]
+) -> None:
     if os.getuid() != 0:
         kind = Qemu  # whoever runs this is unprivileged already
     with (
-        machine(kind, open_folder, "source") as source,
-        machine(kind, open_folder, "target", "-incoming", "defer") as target,
+        machine(kind, open_folder, "source", route=route) as source,
+        machine(kind, open_folder, "target", "-incoming", "defer", route=route) as target,
     ):
         for end in (source, target):
             names = ("multifd", "return-path")
@@ -164,4 +177,5 @@ def test_devices_go_where_the_user_placed_them() -> None:
         "iommufd,id=mine,fd={iommufd}",
     ]
     assert with_devices(own, 2) == own + device_words(0)
+    assert with_devices(["qemu"], 1, "legacy") == ["qemu", *legacy_words(0)]
     assert with_devices(["qemu"], 1) == ["qemu", *iommufd_words(), *device_words(0)]

@@ -11,12 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 IOMMUFD = "{iommufd}"
+_MARKS = ("{vf", "{sysfs")
 _OBJECT_ID = "vfmig-iommufd"
 
 
 def device_name(number: int) -> str:
     """The name of a device by itself: vf0, vf1 ..."""
     return f"vf{number}"
+
+
+def legacy_words(number: int, properties: Mapping[str, str] | None = None) -> list[str]:
+    """What attaches device `number` by its group."""
+    told = {
+        "id": device_name(number),
+        "sysfsdev": f"{{sysfs{number}}}",
+        "enable-migration": "on",
+        "rombar": "0",
+        **(properties or {}),
+    }
+    return ["-device", _joined(told)]
 
 
 def iommufd_words() -> list[str]:
@@ -34,15 +47,22 @@ def device_words(number: int, properties: Mapping[str, str] | None = None) -> li
         "rombar": "0",
         **(properties or {}),
     }
-    return ["-device", ",".join(["vfio-pci", *(f"{name}={value}" for name, value in told.items())])]
+    return ["-device", _joined(told)]
 
 
-def with_devices(command: Sequence[str], count: int) -> list[str]:
+def with_devices(command: Sequence[str], count: int, route: str = "iommufd") -> list[str]:
     """A user's command line with those of `count` devices added that it does not place itself."""
     words = list(command)
-    if not any(IOMMUFD in word for word in command):
+    placed = [
+        any(f"{mark}{number}}}" in word for word in command for mark in _MARKS) for number in range(count)
+    ]
+    if route == "iommufd" and not any(IOMMUFD in word for word in command):
         words += iommufd_words()
     for number in range(count):
-        if not any(f"{{{device_name(number)}}}" in word for word in command):
-            words += device_words(number)
+        if not placed[number]:
+            words += device_words(number) if route == "iommufd" else legacy_words(number)
     return words
+
+
+def _joined(properties: Mapping[str, str]) -> str:
+    return ",".join(["vfio-pci", *(f"{name}={value}" for name, value in properties.items())])

@@ -16,8 +16,9 @@ DEVICES_MAX = 64
 class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One QEMU and its mock devices.
 
-    command: QEMU's command line; {iommufd}, {vf0}, {vf1} ... stand for descriptors. names: of the devices, in
-    journals and for their pattern: the idstr of each one's section, where it is known. spare: how many of
+    command: QEMU's command line; {iommufd}, {vf0}, {vf1} ... stand for descriptors, {sysfs0} ... for folders.
+    route: how QEMU reaches the devices: by descriptors, or by groups and a container. names: of the devices,
+    in journals and for their pattern: the idstr of each one's section, where it is known. spare: how many of
     them, the last ones, are for hot plug. filled: they begin with the state that seed and name say, else
     empty. journal, control: paths, None: none. log: where QEMU's output goes, None: where ours does. Others:
     as in MigrationConfig.
@@ -26,6 +27,7 @@ class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     names: tuple[str, ...]
     spare: int = 0
+    route: Literal["iommufd", "legacy"] = "iommufd"
     role: Literal["source", "target"] = "source"
     state_bytes: int = 100 * MIB
     profile: str = "connectx7"

@@ -33,13 +33,14 @@ class Calls(NamedTuple):
     ioctl: int
     pread64: int
     pwrite64: int
+    openat: int
     seccomp: int
     pidfd_getfd: int
 
 
 _CALLS = {
-    "x86_64": Calls(0xC000003E, 0, 1, 3, 16, 17, 18, 317, 438),
-    "aarch64": Calls(0xC00000B7, 63, 64, 57, 29, 67, 68, 277, 438),
+    "x86_64": Calls(0xC000003E, 0, 1, 3, 16, 17, 18, 257, 317, 438),
+    "aarch64": Calls(0xC00000B7, 63, 64, 57, 29, 67, 68, 56, 277, 438),
 }
 
 KVM_SET_DEVICE_ATTR = 0x4018AEE1
@@ -85,8 +86,10 @@ def calls() -> Calls:
     return _CALLS[machine]
 
 
-def program(first: int, count: int, numbers: Calls) -> bytes:
+def program(first: int, count: int, numbers: Calls, *, opens: bool = False) -> bytes:
     """The filter for descriptors `first` to `first + count - 1`, as an array of struct sock_filter.
+
+    opens: every openat comes to us as well, whose path a filter cannot see.
 
     close(-1) is not in any such range: a descriptor is compared without a sign.
     """
@@ -97,6 +100,7 @@ def program(first: int, count: int, numbers: Calls) -> bytes:
         (_JUMP_EQUAL, numbers.arch, "", "allow"),
         (_LOAD, _NUMBER, "", ""),
         (_JUMP_EQUAL, numbers.ioctl, "ioctl", ""),
+        *([(_JUMP_EQUAL, numbers.openat, "notify", "")] if opens else []),
         *((_JUMP_EQUAL, number, "descriptor", "") for number in plain[:-1]),
         (_JUMP_EQUAL, plain[-1], "descriptor", "allow"),
     ]

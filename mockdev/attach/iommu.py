@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The iommufd that a QEMU believes in: ids, allowed addresses, and where its guest's RAM is mapped.
+"""The iommufd that a QEMU believes in: ids, allowed addresses, mappings.
 
 Source: Linux drivers/iommu/iommufd/main.c, ioas.c, hw_pagetable.c, device.c
 """
@@ -7,10 +7,10 @@ Source: Linux drivers/iommu/iommufd/main.c, ioas.c, hw_pagetable.c, device.c
 from __future__ import annotations
 
 import errno
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+from mockdev.attach.mappings import ADDRESS_BITS, Mappings
 from mockdev.device.dirty import UserMemory
 from mockdev.errors import DeviceError
 from mockdev.vfio import iommufd
@@ -20,7 +20,7 @@ from mockdev.wire.layout import Layout
 T = TypeVar("T", bound=tuple[Any, ...])
 
 # What an x86 IOMMU leaves to its users: everything but the interrupt window.
-RANGES = (IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, (1 << 48) - 1))
+RANGES = (IovaRange(0, 0xFEDFFFFF), IovaRange(0xFEF00000, (1 << ADDRESS_BITS) - 1))
 _ALIGNMENT = 4096
 _ARGUMENT_BYTES_MAX = 4096
 
@@ -34,12 +34,11 @@ class _NoRoomError(DeviceError):
 
 
 class IommuFd:
-    """One iommufd and its mappings."""
+    """One iommufd. mappings: what it maps goes there."""
 
-    def __init__(self) -> None:
+    def __init__(self, mappings: Mappings) -> None:
         self._ids = 0
-        self._starts: list[int] = []
-        self._maps: dict[int, tuple[int, int]] = {}  # (length, address of the caller's) by iova
+        self._mappings = mappings
         self._requests: dict[int, Callable[[bytes, UserMemory], bytes]] = {
             Iommu.DESTROY: self._destroy,
             Iommu.IOAS_ALLOC: self._ioas_alloc,
@@ -71,27 +70,6 @@ class IommuFd:
             raise
         return 0
 
-    def translate(self, iova: int, size: int) -> Iterator[tuple[int, int]]:
-        """Where the caller has `size` bytes of I/O address space: (address, bytes), piece by piece.
-
-        DeviceError(EFAULT): some of it is not mapped.
-        """
-        while size:
-            at = bisect_right(self._starts, iova) - 1
-            start = self._starts[at] if at >= 0 else 0
-            length, address = self._maps.get(start, (0, 0))
-            inside = iova - start
-            if inside >= length or not address:
-                raise DeviceError(errno.EFAULT, f"I/O address {iova:#x} is not mapped to memory")
-            piece = min(size, length - inside)
-            yield address + inside, piece
-            iova, size = iova + piece, size - piece
-
-    @property
-    def mappings(self) -> list[tuple[int, int]]:
-        """(iova, bytes) of all mappings, in order."""
-        return [(start, self._maps[start][0]) for start in self._starts]
-
     # -- the calls -----------------------------------------------------------------------------------
 
     def _destroy(self, argument: bytes, _user: UserMemory) -> bytes:
@@ -121,31 +99,22 @@ class IommuFd:
 
     def _map(self, argument: bytes, _user: UserMemory) -> bytes:
         asked = _unpacked(iommufd.IOAS_MAP, argument)
-        self._add(asked.iova, asked.length, asked.user_va)
+        self._mappings.add(asked.iova, asked.length, asked.user_va)
         return argument
 
     def _map_file(self, argument: bytes, _user: UserMemory) -> bytes:
         asked = _unpacked(iommufd.IOAS_MAP_FILE, argument)
-        self._add(asked.iova, asked.length, 0)  # in a file of the caller's: no DMA of ours reaches it
+        self._mappings.add(
+            asked.iova, asked.length, 0
+        )  # in a file of the caller's: no DMA of ours reaches it
         return argument
 
     def _unmap(self, argument: bytes, _user: UserMemory) -> bytes:
         asked = _unpacked(iommufd.IOAS_UNMAP, argument)
-        first, after = asked.iova, asked.iova + asked.length
-        inside = [start for start in self._starts if first <= start and start + self._maps[start][0] <= after]
-        length = sum(self._maps.pop(start)[0] for start in inside)
-        self._starts = [start for start in self._starts if start in self._maps]
+        length = self._mappings.remove(asked.iova, asked.length)
         if not length:
-            raise DeviceError(errno.ENOENT, f"nothing is mapped in {first:#x}+{asked.length:#x}")
+            raise DeviceError(errno.ENOENT, f"nothing is mapped in {asked.iova:#x}+{asked.length:#x}")
         return _over(argument, iommufd.IOAS_UNMAP.pack(asked._replace(length=length)))
-
-    def _add(self, iova: int, length: int, address: int) -> None:
-        if not length or iova + length > RANGES[-1].last + 1:
-            raise DeviceError(errno.EINVAL, f"{length} bytes at I/O address {iova:#x}")
-        if any(start < iova + length and iova < start + self._maps[start][0] for start in self._starts):
-            raise DeviceError(errno.EEXIST, f"I/O address {iova:#x} is mapped")
-        self._maps[iova] = (length, address)
-        self._starts = sorted(self._maps)
 
 
 def _unpacked(layout: Layout[T], argument: bytes) -> T:

@@ -74,15 +74,17 @@ def base_fd(count: int) -> int:
     return first
 
 
-def launch(argv: Sequence[str], first: int, count: int, log: int | None = None) -> Child:
+def launch(
+    argv: Sequence[str], first: int, count: int, log: int | None = None, *, opens: bool = False
+) -> Child:
     """Fork a child that will run `argv` with `count` descriptors of ours from `first` on.
 
     It gets SIGKILL when the calling thread ends. log: descriptor that its output goes to, its input being
-    empty then; None: it has ours.
+    empty then; None: it has ours. opens: files that it opens come to us as well.
     AttachError: no user notification here, and why.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    filter_program = program(first, count, calls())
+    filter_program = program(first, count, calls(), opens=opens)
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -123,7 +125,12 @@ def _child(
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(_EXIT_CHILD)
+        if log is not None:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
         _reserve(first, count)
+        # From here on a file that is opened may wait for an answer that nobody gives before `start`.
         listener = _install(libc, filter_program)
         line.sendmsg([_GO], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [listener]))])
         os.close(listener)
@@ -131,10 +138,6 @@ def _child(
             os._exit(_EXIT_CHILD)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
-        if log is not None:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
         try:
             os.execvp(argv[0], list(argv))
         except OSError as error:

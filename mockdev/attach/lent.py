@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 import xxhash
 
-from mockdev.attach.iommu import IommuFd
+from mockdev.attach.mappings import Mappings
 from mockdev.attach.memory import ProcessMemory
 from mockdev.clock import Clock
 from mockdev.device.calls import data_ioctl, device_ioctl
@@ -55,14 +55,15 @@ class _Open(NamedTuple):
 class LentDevice:
     """See the head of this file.
 
-    data_fds: the descriptors that its data files get, in turn. Calls on one device and on those that share
-    its firmware come from one thread at a time.
+    dev_id: what the iommufd calls it. data_fds: the descriptors that its data files get, in turn. Calls on
+    one device and on those that share its firmware come from one thread at a time.
     """
 
     def __init__(
         self,
         device: Device,
-        iommu: IommuFd,
+        dev_id: int,
+        mappings: Mappings,
         journal: Journal,
         clock: Clock,
         data_fds: tuple[int, int],
@@ -72,7 +73,8 @@ class LentDevice:
         self.opened = False  # QEMU has bound it
         self.read_bytes = 0  # of the last save file
         self.written_bytes = 0  # of the last resume file
-        self._iommu = iommu
+        self._dev_id = dev_id
+        self._mappings = mappings
         self._journal = journal
         self._clock = clock
         self._data_fds = data_fds
@@ -143,6 +145,10 @@ class LentDevice:
         else:
             raise DeviceError(errno.EINVAL, f"{size} bytes at {at:#x} of region {region}")
         return size
+
+    def bound(self) -> None:
+        """QEMU has it: by an iommufd, or from its group."""
+        self.opened = True
 
     def closed(self) -> None:
         """The last user closed the device: QEMU unplugged it, or is gone."""
@@ -223,7 +229,7 @@ class LentDevice:
     def dma(self, iova: int, data: bytes, memory: ProcessMemory) -> None:
         """The device writes `data` to the guest's RAM. DeviceError(EFAULT): not mapped there."""
         at = 0
-        for address, size in list(self._iommu.translate(iova, len(data))):
+        for address, size in list(self._mappings.translate(iova, len(data))):
             memory.write(address, data[at : at + size])
             at += size
         self._dma_writes.append(Range(iova, len(data)))
@@ -259,9 +265,9 @@ class LentDevice:
             raise DeviceError(errno.EINVAL, f"an argument of {len(argument)} bytes")
         if request == Ioctl.DEVICE_ATTACH_IOMMUFD_PT:
             return argument
-        self.opened = True
+        self.bound()
         asked = iommufd.DEVICE_BIND.unpack(argument)
-        told = iommufd.DEVICE_BIND.pack(asked._replace(out_devid=self._iommu.new_id()))
+        told = iommufd.DEVICE_BIND.pack(asked._replace(out_devid=self._dev_id))
         return told + argument[len(told) :]
 
     def _opened(self, fd: int, file: DataFile) -> None:

@@ -19,6 +19,7 @@ import os
 import select
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -32,7 +33,9 @@ from mockdev.attach.control import Control
 from mockdev.attach.filter import KVM_DEVICE_ATTR, KVM_SET_DEVICE_ATTR, calls
 from mockdev.attach.iommu import IommuFd
 from mockdev.attach.launcher import Child, base_fd, launch, placeholder
+from mockdev.attach.legacy import PATH_BYTES_MAX, Fds, Legacy, make_sysfs
 from mockdev.attach.lent import Answer, LentDevice
+from mockdev.attach.mappings import Mappings
 from mockdev.attach.memory import ProcessMemory
 from mockdev.attach.notify import Call, GoneError, Listener
 from mockdev.clock import Clock, cpu_ns
@@ -49,6 +52,7 @@ _WAIT_S = 60.0  # nothing depends on it: every event wakes the wait
 _PASSED_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _KVM_VFIO_FILE = 1  # struct kvm_device_attr's group KVM_DEV_VFIO_FILE
 _PR_SET_PDEATHSIG = 1
+_PAGE = 4096
 EXIT_BEGIN = 4
 
 
@@ -68,7 +72,9 @@ class Supervisor:
         config.check()
         self.config = config
         self.clock = Clock(config.clock_offset_ns)
-        self.iommu = IommuFd()
+        self.mappings = Mappings()
+        self.iommu = IommuFd(self.mappings)
+        self.legacy: Legacy | None = None
         self.devices: list[LentDevice] = []
         self.child: Child | None = None
         self.calls = 0  # answered so far
@@ -102,7 +108,8 @@ class Supervisor:
             if config.log is not None:
                 log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
                 stack.callback(os.close, log)
-            self.child = child = self._launch(log)
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmig-sysfs-"))
+            self.child = child = self._launch(log, Path(folder))
             stack.callback(self._end_child)
             listener = Listener(child.listener)
             stack.callback(listener.close)
@@ -196,13 +203,17 @@ class Supervisor:
         numbers, fd = self._numbers, call.fd
         memory = ProcessMemory(call.pid)
         assert self.child is not None
+        if call.number == numbers.openat:
+            return self._open(listener, call, memory)
         if call.number == numbers.ioctl and not self._is_ours(fd):
             return self._kvm(call, memory)
         if call.number == numbers.close:
             self._close(fd, call.pid)
             return 0  # the placeholder stays, so that the number can be given out again
+        if self.legacy is not None and self.legacy.holds(fd):
+            return self._asked_of("the container or a group", call, memory)
         if fd == self.child.first_fd:
-            return self._iommufd(call, memory)
+            return self._asked_of("iommufd", call, memory)
         device = self._by_fd.get(fd)
         if device is None:
             raise DeviceError(errno.EBADF, f"descriptor {fd} was not given out")
@@ -226,19 +237,37 @@ class Supervisor:
 
     def _is_ours(self, fd: int) -> bool:
         assert self.child is not None
-        return 0 <= fd - self.child.first_fd < 1 + _FDS_PER_DEVICE * len(self.config.names)
+        return 0 <= fd - self.child.first_fd < self._fd_count
 
-    def _iommufd(self, call: Call, memory: ProcessMemory) -> int:
+    def _asked_of(self, what: str, call: Call, memory: ProcessMemory) -> int:
+        """An ioctl on the iommufd, or on the container or a group."""
         if call.number != self._numbers.ioctl:
-            raise DeviceError(errno.EINVAL, "an iommufd is asked by ioctl only")
-        request = call.args[1] & 0xFFFFFFFF
+            raise DeviceError(errno.EINVAL, "it is asked by ioctl only")
+        request, argument = call.args[1] & 0xFFFFFFFF, call.args[2]
         try:
-            return self.iommu.ioctl(request, call.args[2], memory)
+            if self.legacy is not None:
+                return self.legacy.ioctl(call.fd, request, argument, memory)
+            return self.iommu.ioctl(request, argument, memory)
         except DeviceError as error:
             if error.errno == errno.ENOTTY:
                 self.unanswered += 1
-                self.journal.write(Unanswered(t=self.clock.now_ns(), on="iommufd", request=request))
+                self.journal.write(Unanswered(t=self.clock.now_ns(), on=what, request=request))
             raise
+
+    def _open(self, listener: Listener, call: Call, memory: ProcessMemory) -> int | None:
+        """A file is opened: one of ours, or the kernel's business."""
+        address = call.args[1]
+        size = min(PATH_BYTES_MAX, _PAGE - address % _PAGE)
+        assert self.legacy is not None
+        try:
+            fd = self.legacy.path(memory.read(address, size))
+        except DeviceError:  # a path that is not there: EFAULT, but by the kernel
+            return None
+        if fd is None:
+            return None
+        with placeholder() as inert:
+            listener.give_fd(call, inert.fileno(), fd)
+        return fd
 
     def _kvm(self, call: Call, memory: ProcessMemory) -> int | None:
         """KVM is told of a VFIO file. Of ours it must not hear: it would look into it and refuse."""
@@ -310,12 +339,26 @@ class Supervisor:
 
     # -- making and ending ---------------------------------------------------------------------------
 
-    def _launch(self, log: int | None) -> Child:
-        count = 1 + _FDS_PER_DEVICE * len(self.config.names)
-        first = base_fd(count)
-        numbers = {"{iommufd}": first}
-        numbers |= {f"{{vf{n}}}": first + 1 + n for n in range(len(self.config.names))}
-        return launch([_filled(word, numbers) for word in self.config.command], first, count, log)
+    def _launch(self, log: int | None, folder: Path) -> Child:
+        devices = len(self.config.names)
+        first = base_fd(self._fd_count)
+        words = {"{iommufd}": str(first)}
+        words |= {f"{{vf{n}}}": str(first + 1 + n) for n in range(devices)}
+        legacy = self.config.route == "legacy"
+        if legacy:
+            words |= {f"{{sysfs{n}}}": str(path) for n, path in enumerate(make_sysfs(folder, devices))}
+            own = range(first + 1, first + 1 + devices)
+            groups = range(first + self._fd_count - devices, first + self._fd_count)
+            fds = Fds(first, tuple(groups), tuple(own))
+            self.legacy = Legacy(fds, self.mappings, lambda number: self.devices[number].bound())
+        command = [_filled(word, words) for word in self.config.command]
+        return launch(command, first, self._fd_count, log, opens=legacy)
+
+    @property
+    def _fd_count(self) -> int:
+        """Descriptors that are reserved: iommufd or container, per device some, with groups one more each."""
+        per_device = _FDS_PER_DEVICE + (self.config.route == "legacy")
+        return 1 + per_device * len(self.config.names)
 
     def _make_devices(self) -> None:
         config = self.config
@@ -329,7 +372,7 @@ class Supervisor:
                 Pattern(config.seed, name).fill(memory)
             device = Device(name, memory, firmware, plan=plan)
             data_fds = (first_data + 2 * index, first_data + 2 * index + 1)
-            lent = LentDevice(device, self.iommu, self.journal, self.clock, data_fds)
+            lent = LentDevice(device, index + 1, self.mappings, self.journal, self.clock, data_fds)
             self.devices.append(lent)
             self._by_fd[self.device_fd(index)] = lent
 
@@ -382,9 +425,9 @@ def _send(listener: Listener, call: Call, value: int) -> None:
         listener.answer(call, value)
 
 
-def _filled(word: str, numbers: dict[str, int]) -> str:
-    for name, number in numbers.items():
-        word = word.replace(name, str(number))
+def _filled(word: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        word = word.replace(name, value)
     return word
 
 

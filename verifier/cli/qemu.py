@@ -33,6 +33,13 @@ _SOCKET = "vfmig-qemu-{}.socket"
 @click.option(
     "--precopy", default="0", show_default=True, type=Size(), help="Share of each state before the stop."
 )
+@click.option(
+    "--route",
+    default="iommufd",
+    show_default=True,
+    type=click.Choice(["iommufd", "legacy"]),
+    help="How QEMU reaches the devices: an iommufd, or groups and a container.",
+)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0, 2**63 - 1), help="Of the state.")
 @click.option("--fault", "faults", multiple=True, metavar="SPEC", help="As for run, without the role.")
 @click.option("--journal", type=click.Path(path_type=Path), help="What the devices did, as vfmig.journal/1.")
@@ -76,7 +83,7 @@ def _start(
 
     check_release(words[0])
     config = AttachConfig(
-        command=tuple(with_devices(words, vfs)),
+        command=tuple(with_devices(words, vfs, same["route"])),
         names=tuple(device_name(number) for number in range(vfs + spare)),
         role="target" if "-incoming" in words else "source",
         filled="-incoming" not in words,
