@@ -19,6 +19,7 @@ PLACES = {
         "ranges": 16,
         "": 24,
     },
+    "vfio_irq_set": {"argsz": 0, "flags": 4, "index": 8, "start": 12, "count": 16, "": 20},
     "vfio_device_feature_dma_logging_range": {"iova": 0, "length": 8, "": 16},
     "vfio_device_feature_dma_logging_report": {
         "iova": 0,
