@@ -33,7 +33,6 @@ def reasons(report: Report) -> str:
     [
         ("empty", b"", "empty"),
         ("text", b"hello, this is no capture", "text"),
-        ("trace.log", b"vfio_save_setup  (vf0) data buffer size 0x100000\n", "QEMU's trace events"),
         ("x.jsonl", b'{"event":"mark","t":1,"name":"x"}\n', "schema"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from verifier.report.sizes import duration_text, rate_text, size_text
 from verifier.report.text import entry_text, plain, print_report
-from verifier.verdict import DeviceRow, InputRow, Report, Standing, Timing, Unknown, Violation
+from verifier.verdict import DeviceRow, InputRow, Report, RunRow, Standing, Timing, Unknown, Violation
 
 
 def printed(report: Report) -> list[str]:
@@ -34,6 +34,23 @@ def test_the_verdict_comes_first_then_facts_times_devices_reasons() -> None:
     assert lines[2] == "downtime 274 ms · 1.5 GB/s"
     assert lines[4].startswith("0000:00:02.0/vfio")
     assert lines[5:] == ["unknown outcome: the target failed: [no] reason"]
+
+
+def test_what_the_run_adds_stands_below_the_outcome() -> None:
+    run = RunRow(
+        endpoints={"source": "mock", "target": "QEMU 10.0.2"},
+        faults=["target.vf0.load:eio@2MiB"],
+        failed_as_injected=True,
+        guest_ram_equal=True,
+        guest_ram_pages=4096,
+    )
+    lines = printed(Report(outcome="failed-clean", run=run))
+    assert lines[2] == (
+        "source mock, target QEMU 10.0.2 · faults target.vf0.load:eio@2MiB · failed as it was made to · "
+        "guest RAM equal, 4096 pages compared"
+    )
+    assert "guest RAM NOT equal" in printed(Report(run=RunRow(guest_ram_equal=False)))[1]
+    assert not any("guest" in line for line in printed(Report(run=RunRow(endpoints={"source": "mock"}))))
 
 
 def test_one_reason_of_many_is_said_once_and_shortly() -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Judges captures, evidence folders and journals: `check_path` one, `check_paths` any mix of them.
+"""Judges captures, evidence folders, journals and trace logs: `check_path` one, `check_paths` any mix.
 
-An evidence folder is one input: its capture and its journals are put on one time line. Every other
-file is judged on its own. What cannot be read becomes an entry of the report, never an exception.
+An evidence folder is one input: its capture, its journals and QEMU's trace logs are put on one time line,
+with what its run.json says of the ends. Every other file is judged on its own. What cannot be read becomes
+an entry of the report, never an exception.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contextlib import closing, suppress
 from os import PathLike
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
@@ -29,9 +30,11 @@ from verifier.capture.opening import CaptureError, open_file
 from verifier.capture.pcapng import Capture, open_capture
 from verifier.history.facts import Facts
 from verifier.history.history import History
-from verifier.history.journals import is_journal, is_trace_log, read_journal
+from verifier.history.journals import is_journal, read_journal
 from verifier.history.merge import Lines
 from verifier.history.observation import Said
+from verifier.history.record import NAME, RecordError, RunRecord, read_record
+from verifier.history.traces import HEAD_BYTES, is_trace_log, read_traces
 from verifier.invariants import INVARIANTS
 from verifier.invariants.judge import Judge
 from verifier.invariants.passport import Invariant
@@ -40,10 +43,24 @@ from verifier.verdict import InputRow, Report, Unknown, merge
 
 CAPTURE_NAMES = ("capture.pcapng", "capture.pcapng.gz", "capture.pcapng.zst", "capture.pcap")
 JOURNAL_NAMES = ("source.jsonl", "target.jsonl")
+LOG_NAMES = ("source.log", "target.log")
 _DIGEST_PIECE = 1 << 24
 
 Path_ = str | PathLike[str]
 Invariants = Iterable[type[Invariant[Any]]]
+
+
+class Evidence(NamedTuple):
+    """What there is to judge. captures: none or one; logs: of trace events, by the end that wrote them.
+
+    complaint: why there is no record, where there should be one; else "".
+    """
+
+    captures: list[Path]
+    journals: list[Path]
+    logs: dict[str, Path]
+    record: RunRecord | None = None
+    complaint: str = ""
 
 
 def check_paths(paths: Sequence[Path_], jobs: int = 1) -> Report:
@@ -87,7 +104,7 @@ def check_each(paths: Sequence[Path_], jobs: int = 1) -> list[Report]:
 
 
 def check_path(path: Path_, invariants: Invariants = INVARIANTS) -> Report:
-    """Judge one capture, evidence folder or journal."""
+    """Judge one capture, evidence folder, journal or trace log."""
     where = Path(path)
     try:
         str(where).encode()
@@ -95,46 +112,53 @@ def check_path(path: Path_, invariants: Invariants = INVARIANTS) -> Report:
         shown = os.fsencode(where).decode("utf-8", "backslashreplace")
         return _unreadable(Path(shown), f"{shown}: its name is not UTF-8, so it cannot be reported on")
     try:
-        if where.is_dir():
-            return _check_folder(where, invariants)
-        return _check_file(where, invariants)
+        evidence = evidence_of(where)
+        report = _judge(evidence, invariants, one_target=where.is_dir())
     except OSError as error:
         return _unreadable(where, f"{where}: {error.strerror or error}")
     except VfmigError as error:
         return _unreadable(where, str(error))
-
-
-def files_of(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The capture (none or one) and the journals of an evidence folder. CaptureError: it has neither."""
-    captures = [folder / name for name in CAPTURE_NAMES if (folder / name).is_file()]
-    journals = [folder / name for name in JOURNAL_NAMES if (folder / name).is_file()]
-    if not captures and not journals:
-        names = f"{CAPTURE_NAMES[0]}, {' or '.join(JOURNAL_NAMES)}"
-        raise CaptureError(f"{folder} is a folder without {names}")
-    return captures[:1], journals
-
-
-def _check_folder(folder: Path, invariants: Invariants) -> Report:
-    captures, journals = files_of(folder)
-    report = _judge(captures, journals, invariants, one_target=True)
-    report.seed = _seed(folder / "run.json")
+    report.seed = evidence.record.seed if evidence.record else None
     return report
 
 
-def _check_file(path: Path, invariants: Invariants) -> Report:
+def evidence_of(path: Path) -> Evidence:
+    """What there is to judge in a file or an evidence folder. CaptureError: nothing.
+
+    A file that is neither a journal nor a trace log counts as a capture.
+    """
+    if path.is_dir():
+        return _files_of(path)
     with open_file(path) as file:
-        head = file.read(4096)
+        head = file.read(HEAD_BYTES)
     if is_journal(head):
-        return _judge([], [path], invariants)
-    if is_trace_log(head):
-        return _unreadable(path, f"{path} is a log of QEMU's trace events; such logs cannot be judged yet")
-    return _judge([path], [], invariants)
+        return Evidence([], [path], {})
+    return Evidence([], [], {"": path}) if is_trace_log(head) else Evidence([path], [], {})
 
 
-def _judge(
-    captures: list[Path], journals: list[Path], invariants: Invariants, *, one_target: bool = False
-) -> Report:
-    file = str(captures[0]) if captures else ""
+def _files_of(folder: Path) -> Evidence:
+    captures = [folder / name for name in CAPTURE_NAMES if (folder / name).is_file()]
+    journals = [folder / name for name in JOURNAL_NAMES if (folder / name).is_file()]
+    logs = {name.partition(".")[0]: folder / name for name in LOG_NAMES if _has_traces(folder / name)}
+    if not captures and not journals and not logs:
+        names = f"{CAPTURE_NAMES[0]}, {' or '.join(JOURNAL_NAMES)}"
+        raise CaptureError(f"{folder} is a folder without {names}")
+    try:
+        return Evidence(captures[:1], journals, logs, read_record(folder / NAME))
+    except RecordError as error:
+        return Evidence(captures[:1], journals, logs, complaint=str(error))
+
+
+def _has_traces(path: Path) -> bool:
+    """Whether a log holds trace events of QEMU; a mock endpoint's holds what it printed."""
+    if not path.is_file():
+        return False
+    with open_file(path) as file:
+        return is_trace_log(file.read(HEAD_BYTES))
+
+
+def _judge(evidence: Evidence, invariants: Invariants, *, one_target: bool = False) -> Report:
+    file = str(evidence.captures[0]) if evidence.captures else ""
     judges: dict[int, Judge] = {}
 
     def make(facts: Facts) -> Judge:
@@ -142,10 +166,10 @@ def _judge(
         return judges[facts.number]
 
     inputs: list[InputRow] = []
-    lines, unknown = _lines(journals, inputs)
+    lines, unknown = _lines(evidence, inputs)
     found = Found(inputs=inputs, unknown=unknown)
-    with closing(History(make, lines, one_target=one_target)) as history:
-        for path in captures:
+    with closing(History(make, lines, one_target=one_target, record=evidence.record)) as history:
+        for path in evidence.captures:
             found.captures += _read_capture(path, history, found)
         history.finish()
         for judge in judges.values():
@@ -171,23 +195,33 @@ def _read_capture(path: Path, history: History, found: Found) -> list[Any]:
     return [row]
 
 
-def _lines(journals: list[Path], inputs: list[InputRow]) -> tuple[Lines, list[Unknown]]:
-    """The journals on one line, read as they are needed. What one of them lacks is known at its end."""
+def _lines(evidence: Evidence, inputs: list[InputRow]) -> tuple[Lines, list[Unknown]]:
+    """Journals, logs and record on one line, read as they are needed. What one lacks is known at its end."""
     unknown: list[Unknown] = []
-    readable = []
-    for path in journals:
+    readable: list[Iterator[Said]] = []
+    for path in evidence.journals:
         row = InputRow(path=str(path), size=path.stat().st_size, digest=digest_of(path))
         inputs.append(row)
-        readable.append(_tolerant(path, row, unknown))
+        readable.append(_tolerant(path, read_journal(path), "a journal", row, unknown))
+    for role, path in evidence.logs.items():
+        row = InputRow(path=str(path), size=path.stat().st_size, digest=digest_of(path))
+        inputs.append(row)
+        readable.append(_tolerant(path, read_traces(path, role), "a trace log", row, unknown))
+    if evidence.complaint:
+        unknown.append(Unknown(id="input", why=evidence.complaint))
+    if evidence.record is not None:
+        readable.append(iter(evidence.record.ends))
     return Lines(readable), unknown
 
 
-def _tolerant(path: Path, row: InputRow, unknown: list[Unknown]) -> Iterator[Said]:
-    """A journal's lines. One that turns bad in the middle counts up to there; one without any is an error."""
+def _tolerant(
+    path: Path, lines: Iterator[Said], what: str, row: InputRow, unknown: list[Unknown]
+) -> Iterator[Said]:
+    """A file's lines. One that turns bad in the middle counts up to there; one without any is an error."""
     count = 0
-    error = f"{path} holds no whole line of a journal"
+    error = f"{path} holds no whole line of {what}"
     try:
-        for said in read_journal(path):
+        for said in lines:
             count += 1
             yield said
     except (VfmigError, OSError) as failure:
@@ -212,14 +246,6 @@ def _digest(path: Path, capture: Capture) -> str:
     with path.open("rb") as file:
         packed = file.read(4) != capture.data[:4]
     return digest_of(path) if packed else f"xxh3-128:{xxhash.xxh3_128_hexdigest(capture.data)}"
-
-
-def _seed(path: Path) -> int | None:
-    try:
-        seed = json.loads(path.read_bytes()).get("seed")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return seed if isinstance(seed, int) else None
 
 
 def _unreadable(path: Path, why: str) -> Report:

@@ -124,6 +124,21 @@ class FlowRow(msgspec.Struct, kw_only=True):
     why: str = ""
 
 
+class RunRow(msgspec.Struct, kw_only=True):
+    """What a run's own record adds. endpoints: "mock" or a QEMU's version, by end.
+
+    faults: those that were asked for; failed_as_injected: the migration failed because of them, and the VM
+    stayed where it was. guest_ram_equal: whether the guest's RAM was the same on both sides;
+    guest_ram_pages: how many pages were compared; both None when nobody looked.
+    """
+
+    endpoints: dict[str, str] = {}
+    faults: list[str] = []
+    failed_as_injected: bool = False
+    guest_ram_equal: bool | None = None
+    guest_ram_pages: int | None = None
+
+
 class CaptureRow(msgspec.Struct, kw_only=True):
     """What one capture file held, whether or not it belongs to a migration."""
 
@@ -137,7 +152,8 @@ class CaptureRow(msgspec.Struct, kw_only=True):
 
 
 class Exercised(msgspec.Struct, kw_only=True):
-    """How much the verdict rests on. bytes: decoded ones; migrations: those with flows in a capture."""
+    """How much the verdict rests on. bytes: decoded ones; migrations: those with flows in a capture;
+    log_lines: events of QEMU's trace logs; unanswered: calls of a QEMU that had no answer."""
 
     frames: int = 0
     bytes: int = 0
@@ -145,6 +161,8 @@ class Exercised(msgspec.Struct, kw_only=True):
     devices: int = 0
     migrations: int = 0
     journal_lines: int = 0
+    log_lines: int = 0
+    unanswered: int = 0
     invariants: dict[str, InvariantRow] = {}
     accounting: list[CaptureRow] = []
 
@@ -159,7 +177,10 @@ class InputRow(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """The verdict on one or several inputs. Fields as the command's documentation says."""
+    """The verdict on one or several inputs. Fields as the command's documentation says.
+
+    run: of an evidence folder with a run.json, else None.
+    """
 
     schema: str = SCHEMA
     standing: Standing = Standing.UNKNOWN
@@ -174,6 +195,7 @@ class Report(msgspec.Struct, kw_only=True):
     unknown: list[Unknown] = []
     inputs: list[InputRow] = []
     seed: int | None = None
+    run: RunRow | None = None
 
     @property
     def unreadable(self) -> list[InputRow]:
@@ -196,7 +218,9 @@ def merge(reports: Iterable[Report]) -> Report:
     if len(parts) == 1:
         return parts[0]
     # An input that has nothing to say (it is unreadable) does not blur what the others say.
-    telling = [p for p in parts if p.exercised.migrations or p.exercised.journal_lines]
+    telling = [
+        p for p in parts if p.exercised.migrations or p.exercised.journal_lines or p.exercised.log_lines
+    ]
     transfers = {p.transfer for p in telling if p.transfer}
     return Report(
         standing=worst(p.standing for p in parts),
@@ -211,6 +235,7 @@ def merge(reports: Iterable[Report]) -> Report:
         unknown=[u for p in parts for u in p.unknown],
         inputs=[row for p in parts for row in p.inputs],
         seed=_same(p.seed for p in telling),
+        run=_same_run([p.run for p in telling]),
     )
 
 
@@ -238,9 +263,19 @@ def _merge_exercised(parts: list[Exercised]) -> Exercised:
         total.devices += part.devices
         total.migrations += part.migrations
         total.journal_lines += part.journal_lines
+        total.log_lines += part.log_lines
+        total.unanswered += part.unanswered
         total.accounting = total.accounting + part.accounting
         total.invariants = merge_rows(total.invariants, part.invariants)
     return total
+
+
+def _same_run(rows: list[RunRow | None]) -> RunRow | None:
+    """What several runs of one kind have in common."""
+    known = [row for row in rows if row is not None]
+    if not known or len(known) < len(rows) or any(row != known[0] for row in known):
+        return None
+    return known[0]
 
 
 def _same(values: Iterable[Any]) -> Any:

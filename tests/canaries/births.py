@@ -11,6 +11,7 @@ from tests.canaries.connections import CONNECTIONS
 from tests.canaries.device_state import DEVICE_STATE
 from tests.canaries.edits import Edit
 from tests.canaries.endpoints import ENDPOINTS
+from tests.canaries.lent import LENT
 from tests.canaries.main_channel import MAIN_CHANNEL
 from tests.canaries.ram import RAM
 from tests.canaries.switchover import SWITCHOVER
@@ -22,4 +23,5 @@ CANARIES: dict[str, Edit] = {
     **DEVICE_STATE,
     **SWITCHOVER,
     **ENDPOINTS,
+    **LENT,
 }

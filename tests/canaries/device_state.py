@@ -144,6 +144,12 @@ def block_empty(s: Script) -> None:
     s.after("vf0.part", MAIN, section(Tag.SECTION_PART, 3, writer.vfio_data(0), END))
 
 
+def contents_swapped(s: Script) -> None:
+    for idx, other in ((0, 1), (1, 0)):
+        s.find(f"vf0.{idx}").data = packet(0, idx, buffer(0, other))
+    without_image(s)
+
+
 def page_data_large(s: Script) -> None:
     ram_field(s, "ram1", "next_packet_size", be32((512 << 10) + 1))
 
@@ -162,6 +168,7 @@ DEVICE_STATE: dict[str, Edit] = {
     "DS-11": data_in_end,
     "DS-13": loaded_out_of_order,
     "DS-14": loaded_unreceived,
+    "DS-15": contents_swapped,
     "BC-1": buffer_large,
     "BC-2": packet_empty,
     "BC-3": index_large,

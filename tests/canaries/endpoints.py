@@ -66,7 +66,11 @@ def both_run(s: Script) -> None:
 
 
 def sides_differ(s: Script) -> None:
-    s.edit("target", End, outcome="failed", runs=False)
+    s.edit("target", End, outcome="failed")
+
+
+def nobody_runs(s: Script) -> None:
+    s.edit("target", End, runs=False)
 
 
 ENDPOINTS: dict[str, Edit] = {
@@ -81,4 +85,5 @@ ENDPOINTS: dict[str, Edit] = {
     "EQ-5": sent_unseen,
     "OC-1": both_run,
     "OC-2": sides_differ,
+    "OC-3": nobody_runs,
 }

@@ -29,6 +29,7 @@ from mockdev.journal import (
     Verified,
 )
 from mockdev.runtime.pcap_writer import PcapngWriter, Tap
+from mockdev.vfio.mlx5_stream import image_header, stop_copy_size_record
 from mockdev.wire import writer
 from mockdev.wire.structs import Command, RamFlag, Tag, VfioTag
 
@@ -66,6 +67,8 @@ class Script:
 
     pieces: list[Piece] = field(default_factory=list)
     lines: dict[str, list[AnyLine]] = field(default_factory=dict)
+    logs: dict[str, list[str]] = field(default_factory=dict)  # of QEMU's trace events
+    record: dict[str, Any] = field(default_factory=dict)  # run.json
     ends: dict[str, str] = field(default_factory=dict)
     port: int = 4444
     now_ns: int = START_NS
@@ -155,7 +158,7 @@ class Script:
                 tap.close(self.now_ns + STEP_NS, reset=kind == "rst")
 
     def write_folder(self, folder: Path) -> None:
-        """As an evidence folder: the capture, if there are pieces, and the journals."""
+        """As an evidence folder: the capture, if there are pieces, the journals, logs and record."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.pieces:
             self.write_capture(folder / "capture.pcapng")
@@ -164,19 +167,36 @@ class Script:
             for line in lines:
                 journal.write(line)
             journal.close()
+        for role, log in self.logs.items():
+            (folder / f"{role}.log").write_text("".join(f"{line}\n" for line in log))
+        if self.record:
+            (folder / "run.json").write_bytes(msgspec.json.encode(self.record))
 
 
 # --- the good migration ----------------------------------------------------------------------------
 
 
+def _content(size: int) -> bytes:
+    """Firmware data."""
+    return bytes((5 * i + 1) & 0xFF for i in range(size))
+
+
+def records() -> bytes:
+    """The first device's state, as mlx5's. After the stop, buffers end elsewhere than records do."""
+    sizes = 8, 50, 38
+    return stop_copy_size_record(4096) + b"".join(image_header(size) + _content(size) for size in sizes)
+
+
 def buffer(device: int, idx: int) -> bytes:
     """The content of a data buffer."""
+    if device == 0:
+        return records()[PRECOPY + idx * BUFFER :][:BUFFER]
     return bytes((17 * device + 31 * idx + 7 * i) & 0xFF for i in range(BUFFER))
 
 
 def precopy() -> bytes:
     """What the first device sends before the stop."""
-    return bytes((5 * i + 1) & 0xFF for i in range(PRECOPY))
+    return records()[:PRECOPY]
 
 
 def config_payload() -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`vfmig check`: judge captures, evidence folders and journals."""
+"""`vfmig check`: judge captures, evidence folders, journals and trace logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verifier.cli.output import printing
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (vfmig.report/1) on stdout.")
 def command(paths: tuple[Path, ...], jobs: int, as_json: bool) -> int:
-    """Judge captures (pcap, pcapng; plain, gzip or zstd), evidence folders and journals, in any mix."""
+    """Judge captures (pcap, pcapng; plain, gzip or zstd), evidence folders, journals and trace logs."""
     from verifier.check import check_paths
     from verifier.report import text
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mockdev.journal import AnyLine, Begin, End, Loaded, Mark, Received, Saved, Verified
+from mockdev.journal import Begin, End, Line, Loaded, Mark, Read, Received, Saved, Unanswered, Verified, Wrote
 from mockdev.journal import Image as ImageLine
 from mockdev.wire.dialect import Dialect, dialect_of_machine
 from mockdev.wire.frames import (
@@ -25,16 +25,21 @@ from mockdev.wire.frames import (
 from mockdev.wire.mainstream import is_vfio
 from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
 from verifier.capture.flows import Lane, Role
+from verifier.history.endings import Endings
 from verifier.history.image import Image
 from verifier.history.observation import (
+    TRACE_LOG,
     Broken,
     BufferDone,
     FlowEnd,
     Hole,
     Observation,
     Seen,
+    StatusTrace,
+    ThreadTrace,
     device_name,
 )
+from verifier.history.record import RunRecord
 
 RAM_BLOCKS_MAX = 4096
 DEVICES_MAX = 4096
@@ -45,7 +50,10 @@ WAITING_MAX = 1 << 20  # numbers that came before a lower one, over all that cou
 
 @dataclass
 class DeviceJournal:
-    """What one side's journal says of one device. config: of those buffers one was the config state."""
+    """What one side's journal says of one device. config: of those buffers one was the config state.
+
+    buffers: 0 where a supervisor wrote it, who sees reads and writes but no buffers.
+    """
 
     buffers: int = 0
     payload_bytes: int = 0
@@ -59,8 +67,8 @@ class DeviceJournal:
 class Facts:
     """One migration. lanes: its flows in order of first sight; ends: how each ended, once it has.
 
-    completed: True when the wire says that the target took everything, False when it says that it did
-    not, None when the wire cannot tell. With only journals, what they say.
+    completed: True when the wire says that the target took everything, False when it or the target's own
+    word says that it did not, None when neither can tell. Without a capture, what the ends say.
     postcopy_advised: the source may turn to postcopy; postcopy: it did.
     """
 
@@ -92,9 +100,17 @@ class Facts:
         self.ends_of_section = 0
         self.images: dict[str, Image] = {}
         self.begins: dict[str, Begin] = {}
+        self._supervised: set[str] = set()
         self.outcomes: dict[str, End] = {}
         self.journals: set[str] = set()
-        self.lines = 0
+        self.logs: set[str] = set()  # ends of which there is a trace log
+        self.logged_from_start: set[str] = set()  # whose log shows that it was on before any state came
+        self.record: RunRecord | None = None
+        self.endings = Endings()
+        self.struck = 0  # faults that an end's journal says it met
+        self.lines = 0  # of journals
+        self.log_lines = 0
+        self.unanswered = 0
         self.waiting_room = WAITING_MAX
         self.marks: dict[tuple[str, str], int] = {}  # (role, name) -> ns, the first of each
         self.said: dict[str, dict[str, DeviceJournal]] = {"source": {}, "target": {}}
@@ -156,8 +172,11 @@ class Facts:
     @property
     def completed(self) -> bool | None:
         """See the class."""
+        target = self.endings.of("target")
+        if target is not None and target.outcome in ("failed", "cancelled"):
+            return False  # a source may have been told otherwise
         if not self.lanes:
-            return self._completed_by_journals
+            return self._completed_by_word
         if self.shut:
             return False
         if not self.main_whole or self.reset or self.main is None:
@@ -169,27 +188,54 @@ class Facts:
     @property
     def outcome(self) -> str | None:
         """The report's word for how it ended, or None."""
-        source, target = self.outcomes.get("source"), self.outcomes.get("target")
-        if not self.journals:
-            return "completed" if self.completed else None  # a failed one may have been cancelled
-        if source is None or target is None:
-            return "crashed" if self.begins.keys() >= {"source", "target"} else None
-        if source.outcome == target.outcome == "completed":
-            return "completed"
-        if source.runs and target.runs:
-            return "split-brain"
-        if not source.runs and not target.runs:
-            return "lost"
-        if "cancelled" in (source.outcome, target.outcome):
-            return "cancelled"
-        return "failed-clean"
+        if self.record is not None and self.record.outcome is not None:
+            return self.record.outcome
+        told = self.endings.outcome
+        if told is not None:
+            return told
+        if self.journals and not self.mute:
+            both = self.begins.keys() >= {"source", "target"}
+            return "crashed" if both and len(self.outcomes) < 2 else None
+        # A failed one may have been cancelled; a source alone may have been told what is not so.
+        return "completed" if self.lanes and self.completed else None
 
     @property
-    def _completed_by_journals(self) -> bool | None:
-        ends = self.outcomes.values()
-        if len(ends) < len(self.journals) or not ends:
+    def mute(self) -> bool:
+        """Whether a journal cannot say what became of the VM, because a supervisor wrote it."""
+        return any(self.supervised(role) for role in self.journals)
+
+    def supervised(self, role: str) -> bool:
+        """Whether a supervisor of an unmodified QEMU wrote this end's journal, rather than an endpoint."""
+        return role in self._supervised
+
+    @property
+    def fault_struck(self) -> bool:
+        """Whether an end's journal or the run's record says that an injected fault took effect."""
+        return bool(self.struck or (self.record is not None and self.record.struck))
+
+    @property
+    def failed_as_injected(self) -> bool:
+        """Whether the migration failed because it was made to, and left the VM where it was.
+
+        A fault was asked for and is known to have struck; the source, by its own word, may run the VM, and
+        the target may not. A cancelled run must have been cancelled by a fault, a crashed one killed by one.
+        """
+        record, source, target = self.record, self.endings.of("source"), self.endings.of("target")
+        if record is None or source is None or target is None or not self.fault_struck:
+            return False
+        whats = {fault.rpartition("@")[0] or fault for fault in record.faults}
+        whats = {what.rpartition(":")[2] for what in whats}
+        asked = {"failed-clean": bool(whats), "cancelled": "cancel" in whats, "crashed": "kill" in whats}
+        clean = source.own_word and source.runs is True and target.runs is False
+        return clean and asked.get(self.outcome or "", False)
+
+    @property
+    def _completed_by_word(self) -> bool | None:
+        """What the ends say, where there is no capture."""
+        told = [end for end in map(self.endings.of, ("source", "target")) if end is not None]
+        if not told or len(told) < len(self.journals) or not (self.journals or self.endings.of("target")):
             return None
-        return all(end.outcome == "completed" for end in ends)
+        return all(end.outcome == "completed" for end in told)
 
     # --- what is told -------------------------------------------------------------------------------
 
@@ -200,7 +246,13 @@ class Facts:
             if reader is not None:
                 reader(seen, seen.event)
             return
-        self._line(seen.role, seen.line)
+        self.endings.take(seen, supervised=self.supervised(seen.role))
+        if isinstance(seen.line, Line):
+            self._line(seen.role, seen.line)
+        elif seen.where == TRACE_LOG:
+            self.logs.add(seen.role)
+            self.log_lines += 1
+            self._trace(seen.role, seen.line)
 
     def join(self, lane: Lane) -> None:
         """A flow of this migration."""
@@ -221,19 +273,31 @@ class Facts:
                 found.release()
         return found
 
-    def _line(self, role: str, line: AnyLine) -> None:
+    def _trace(self, role: str, line: object) -> None:
+        begins = isinstance(line, ThreadTrace) and line.packets is None
+        if begins or (isinstance(line, StatusTrace) and line.status in ("setup", "active")):
+            self.logged_from_start.add(role)
+
+    def _line(self, role: str, line: Line) -> None:
         self.journals.add(role)
         self.lines += 1
         if isinstance(line, Begin):
             self.begins[role] = line
+            if "command" in line.config:  # of the QEMU that it started
+                self._supervised.add(role)
         elif isinstance(line, End):
             self.outcomes[role] = line
         elif isinstance(line, Mark):
             self.marks.setdefault((role, line.name), line.t)
-        elif isinstance(line, Saved | Loaded | Received | ImageLine | Verified):
+            self.struck += line.name == "fault"
+        elif isinstance(line, Unanswered):
+            self.unanswered += 1
+        elif isinstance(line, Saved | Loaded | Received | Read | Wrote | ImageLine | Verified):
             self._device_line(role, line)
 
-    def _device_line(self, role: str, line: Saved | Loaded | Received | ImageLine | Verified) -> None:
+    def _device_line(
+        self, role: str, line: Saved | Loaded | Received | Read | Wrote | ImageLine | Verified
+    ) -> None:
         devices = self.said.setdefault(role, {})
         if line.device not in devices and len(devices) >= DEVICES_MAX:
             return
@@ -244,6 +308,9 @@ class Facts:
             said.equal = line.equal
         elif isinstance(line, Received):
             said.queued_bytes_max = max(said.queued_bytes_max or 0, line.queued_bytes)
+        elif isinstance(line, Read | Wrote):
+            said.payload_bytes = line.offset + line.size  # a new save or resume file begins at 0 again
+            self._supervised.add(role)
         else:
             if line.idx >= 0:
                 said.index_last = max(said.index_last or 0, line.idx)

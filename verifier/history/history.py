@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Drives a capture, and the journals of the same run, through decoders to whoever judges each migration."""
+"""Drives a capture, and the same run's journals and logs, through decoders to who judges each migration."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from verifier.history.facts import Facts
 from verifier.history.image import Image, Room
 from verifier.history.merge import Lines
 from verifier.history.observation import FlowEnd, Observation, Seen
+from verifier.history.record import RunRecord
 
 Data = mmap.mmap | bytes
 
@@ -43,12 +44,17 @@ class Case:
 class History:
     """Everything that one input holds. make(facts): who watches a migration that was found.
 
-    one_target: see `flows.Directory`.
+    one_target: see `flows.Directory`. record: of the run, whose migration is that of number 0.
     decoders: one per flow, in order of first sight. cases: the migrations by number.
     """
 
     def __init__(
-        self, make: Callable[[Facts], Observer], lines: Lines | None = None, *, one_target: bool = False
+        self,
+        make: Callable[[Facts], Observer],
+        lines: Lines | None = None,
+        *,
+        one_target: bool = False,
+        record: RunRecord | None = None,
     ) -> None:
         self.directory = Directory(one_target=one_target)
         self.decoders: list[FlowDecoder] = []
@@ -56,6 +62,7 @@ class History:
         self.accounting: Accounting | None = None
         self._make = make
         self._lines = lines or Lines()
+        self._record = record
         self._room = Room()
         self._homeless: list[Seen] = []
         self._data: Data = b""
@@ -87,7 +94,7 @@ class History:
                 self._case(seen.lane.migration).take(seen)
 
     def finish(self) -> None:
-        """Read what journals are left."""
+        """Read what lines are left."""
         for said in self._lines.rest():
             self._case(0).take(said)
 
@@ -113,6 +120,7 @@ class History:
         case = self.cases.get(number)
         if case is None:
             facts = Facts(number)
+            facts.record = None if number else self._record
             case = self.cases[number] = Case(facts, self._make(facts))
         return case
 

@@ -11,6 +11,8 @@ from array import array
 
 import xxhash
 
+from verifier.history.records import Records
+
 RANGES_MAX = 6 << 20  # waiting, over all devices: 96 MiB; beyond, digests are given up
 _MARK_BYTES = 8
 _CONFIG_BYTES_MAX = 1 << 20
@@ -25,7 +27,10 @@ class Room:
 
 
 class Image:
-    """One device's state. Ranges are flat: start, stop, start, stop."""
+    """One device's state. Ranges are flat: start, stop, start, stop.
+
+    records: those it consists of. partial: some payload is not in the capture, or not all of it.
+    """
 
     def __init__(self, view: memoryview, room: Room) -> None:
         self.problem = ""
@@ -35,10 +40,12 @@ class Image:
         self.index_last: int | None = None
         self.reorder_max = 0
         self.config_seen = False
+        self.partial = False
+        self.records = Records(view)
         self._view = view
         self._room = room
         self._hash = xxhash.xxh3_128()
-        self._waiting: dict[int, array[int]] = {}
+        self._waiting: dict[int, tuple[array[int], int]] = {}
         self._next = 0
         self._config_idx = -1
         self._released = False
@@ -48,10 +55,10 @@ class Image:
         self.buffers += 1
         self.payload_bytes += size
         if not whole:
-            self.spoil("part of its payload is not in the capture")
+            self._miss()
         elif self._next:
             self.spoil("the main channel carried state after multifd did")
-        self._take(ranges)
+        self._take(ranges, size, -1)
 
     def buffer(self, idx: int, config: bool, ranges: array[int], size: int, whole: bool) -> None:
         """A multifd buffer, complete."""
@@ -66,17 +73,17 @@ class Image:
         self.buffers += 1
         self.payload_bytes += size
         if not whole:
-            self.spoil("part of its payload is not in the capture")
+            self._miss()
         if idx < self._next or idx in self._waiting:
             self.spoil(f"two buffers have index {idx}")
             return
         if self._released and idx == self._next:
             self._next += 1
-            self._take(ranges)
+            self._take(ranges, size, idx)
             self._drain()
         elif not self.problem:
             self._room.left -= len(ranges) + _OVERHEAD
-            self._waiting[idx] = ranges
+            self._waiting[idx] = ranges, size
             if self._room.left < 0:
                 self.spoil("too much of it came out of order")
         waiting = len(self._waiting) if self._next not in self._waiting else 0
@@ -103,20 +110,27 @@ class Image:
         if self.problem:
             return
         self.problem = problem
-        for ranges in self._waiting.values():
+        for ranges, _ in self._waiting.values():
             self._room.left += len(ranges) + _OVERHEAD
         self._waiting.clear()
 
+    def _miss(self) -> None:
+        self.partial = True
+        self.spoil("part of its payload is not in the capture")
+
     def _drain(self) -> None:
         while self._next in self._waiting:
-            ranges = self._waiting.pop(self._next)
+            idx = self._next
+            ranges, size = self._waiting.pop(idx)
             self._room.left += len(ranges) + _OVERHEAD
             self._next += 1
-            self._take(ranges)
+            self._take(ranges, size, idx)
 
-    def _take(self, ranges: array[int]) -> None:
+    def _take(self, ranges: array[int], size: int, idx: int) -> None:
+        """The next bytes of the state. idx: the buffer that brought them, -1 for the main channel."""
         if self.problem:
             return
+        self.records.take(ranges, size, idx)
         update, view = self._hash.update, self._view
         flat = iter(ranges)
         for start, stop in zip(flat, flat, strict=True):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +11,12 @@ import msgspec
 from mockdev.journal import LINE_BYTES_MAX, SCHEMA, AnyLine, Begin, JournalError
 from verifier.history.observation import Said
 
-_TRACE = re.compile(rb"(\S+ )?(vfio|multifd|migrat|savevm|loadvm|ram|postcopy|qemu)_\w+ ")
 _decode = msgspec.json.Decoder(AnyLine).decode
 
 
 def is_journal(head: bytes) -> bool:
     """Whether a file that begins so may be a journal."""
     return head.lstrip()[:1] == b"{"
-
-
-def is_trace_log(head: bytes) -> bool:
-    """Whether a file that begins so looks like a log of QEMU's trace events."""
-    return bool(_TRACE.match(head))
 
 
 def read_journal(path: Path) -> Iterator[Said]:

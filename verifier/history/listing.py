@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Decodes a capture or journals to one JSON-ready object per frame, to the last byte.
+"""Decodes a capture, or journals and trace logs, to one JSON-ready object per frame, to the last byte.
 
     list_capture(path, print)
 
@@ -9,14 +9,14 @@ entry too, so the sizes of a flow's entries and their payloads add up to the flo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mockdev.journal import JournalError
+from mockdev.journal import JournalError, Line
 from mockdev.wire.frames import (
     CommandItem,
     DeviceStateFrame,
@@ -34,6 +34,7 @@ from verifier.history.history import History
 from verifier.history.journals import read_journal
 from verifier.history.merge import Lines
 from verifier.history.observation import Broken, Observation, Said, Seen, text
+from verifier.history.traces import read_traces
 
 Entry = dict[str, Any]
 _SHOWN_BYTES_MAX = 64
@@ -71,9 +72,25 @@ def list_journals(paths: Iterable[str | PathLike[str]], emit: Callable[[Entry], 
 
     JournalError as read_journal, and on one without any whole line.
     """
-    for said in Lines([_some(Path(path)) for path in paths]).rest():
-        entry = msgspec.to_builtins(said.line)
-        emit({"flow": f"{said.role} journal", "offset": said.offset, "size": said.size, **entry})
+    list_lines(paths, {}, emit)
+
+
+def list_lines(
+    journals: Iterable[str | PathLike[str]],
+    logs: Mapping[str, str | PathLike[str]],
+    emit: Callable[[Entry], None],
+) -> None:
+    """Call `emit` with an entry for every line of some journals and trace logs, by time.
+
+    logs: by the end that wrote them, "" where only the log itself can tell. A log without times comes first.
+    Errors as list_journals.
+    """
+    readers = [_some(Path(path)) for path in journals]
+    readers += [read_traces(Path(path), role) for role, path in logs.items()]
+    for said in Lines(readers).rest():
+        line = said.line
+        fields = msgspec.to_builtins(line) if isinstance(line, Line) else line._asdict()
+        emit({"flow": f"{said.role} {said.where}", "offset": said.offset, "size": said.size, **fields})
 
 
 def _some(path: Path) -> Iterator[Said]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One time line of a capture and the journals of the same run."""
+"""One time line of a capture and the journals and trace logs of the same run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from verifier.history.observation import Said
 
 
 class Lines:
-    """The lines of several journals by time, given out as the capture's clock reaches them.
+    """The lines of several files by time, given out as the capture's clock reaches them.
 
-    Each journal keeps its own order; only between journals, and against the capture, time decides.
+    Each file keeps its own order; only between files, and against the capture, time decides.
     """
 
     def __init__(self, journals: Iterable[Iterable[Said]] = ()) -> None:

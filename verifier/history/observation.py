@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One thing seen: a frame of a flow, an event of a flow, or a line of a journal.
+"""One thing seen: a frame of a flow, an event of a flow, or a line of a journal, a log or the run's record.
 
 Frames are those of `mockdev.wire.frames`; the events here are what a decoder knows beyond them.
 """
@@ -12,6 +12,10 @@ from mockdev.errors import RemoteProtocolError
 from mockdev.journal import AnyLine
 from mockdev.wire.frames import DeviceStateFrame, Frame, VfioItem
 from verifier.capture.flows import Lane
+
+JOURNAL = "journal"
+TRACE_LOG = "trace log"
+RUN_RECORD = "run record"
 
 
 class BufferDone(NamedTuple):
@@ -97,14 +101,95 @@ class Seen(NamedTuple):
         return Seen(self.lane, self.time_ns, Place(self.event.offset, self.event.size), self.device)
 
 
+# --- lines of QEMU's trace log ----------------------------------------------------------------------
+#
+# event: the trace event's name. t: ns since the epoch; of a line without a time that of the line before it,
+# 0 where no line had one yet. name: the device as QEMU calls it, which is not its section's idstr.
+
+
+class PacketTrace(NamedTuple):
+    """multifd_send_fill or multifd_recv_unfill: the header of a RAM or SYNC packet."""
+
+    t: int
+    event: str
+    channel: int
+    packet_num: int
+    flags: int
+    next_packet_size: int
+
+
+class ThreadTrace(NamedTuple):
+    """A multifd thread began or ended. packets: how many it says it handled, None at its start."""
+
+    t: int
+    event: str
+    channel: int
+    packets: int | None
+
+
+class LoadTrace(NamedTuple):
+    """A step of loading a device: of the buffer `idx`, or of the whole (idx None)."""
+
+    t: int
+    event: str
+    name: str
+    idx: int | None
+
+
+class StatusTrace(NamedTuple):
+    """migrate_set_state: the migration's status, by QAPI's names."""
+
+    t: int
+    event: str
+    status: str
+
+
+class VmTrace(NamedTuple):
+    """vfio_vmstate_change: the VM was started or stopped, for this reason, and a device told."""
+
+    t: int
+    event: str
+    name: str
+    running: int
+    reason: str
+    state: str
+
+
+class OtherTrace(NamedTuple):
+    """Any other event. text: what it says."""
+
+    t: int
+    event: str
+    text: str
+
+
+Trace = PacketTrace | ThreadTrace | LoadTrace | StatusTrace | VmTrace | OtherTrace
+
+
+class EndRecord(NamedTuple):
+    """How one end came out, as run.json says. t: later than anything.
+
+    outcome: completed, failed, cancelled, crashed (it left no word) or killed (it did not end).
+    """
+
+    t: int
+    outcome: str
+    runs: bool
+    error: str
+
+
 class Said(NamedTuple):
-    """A journal line. role: source or target; file, offset, size: where it stands."""
+    """A line by somebody. role: source or target; file, offset, size: where it stands.
+
+    where: JOURNAL, TRACE_LOG or RUN_RECORD.
+    """
 
     role: str
-    line: AnyLine
+    line: AnyLine | Trace | EndRecord
     file: str
     offset: int
     size: int
+    where: str = JOURNAL
 
     @property
     def time_ns(self) -> int:

@@ -12,14 +12,17 @@ from verifier.invariants.equality import EQUALITY
 from verifier.invariants.framing import FRAMING
 from verifier.invariants.loading import LOADING
 from verifier.invariants.ordering import ORDERING
+from verifier.invariants.outcome import OUTCOME
 from verifier.invariants.packets import PACKETS
 from verifier.invariants.pages import PAGES
 from verifier.invariants.passport import Invariant
 from verifier.invariants.ram import RAM
+from verifier.invariants.records import RECORDS
 from verifier.invariants.return_path import RETURN_PATH
 from verifier.invariants.setup import SETUP
 from verifier.invariants.states import STATES
 from verifier.invariants.switchover import SWITCHOVER
+from verifier.invariants.traces import TRACES
 
 INVARIANTS: tuple[type[Invariant[Any]], ...] = (
     *SETUP,
@@ -28,6 +31,7 @@ INVARIANTS: tuple[type[Invariant[Any]], ...] = (
     *RAM,
     *PAGES,
     *ORDERING,
+    *RECORDS,
     *LOADING,
     *CAPS,
     *SWITCHOVER,
@@ -36,4 +40,6 @@ INVARIANTS: tuple[type[Invariant[Any]], ...] = (
     *BOUNDARIES,
     *STATES,
     *EQUALITY,
+    *OUTCOME,
+    *TRACES,
 )

@@ -44,7 +44,7 @@ class Judge:
         for court in self._courts:
             if court.partitions and court.relevant:
                 court.close()
-                if court.exercised:
+                if court.exercised and not court.moot:
                     self.rows[court.invariant.passport.id] = court.row()
 
 
@@ -57,6 +57,7 @@ class _Court:
         self.partitions: dict[Hashable, Invariant[Any]] = {}
         self.observations = 0
         self.found = 0
+        self.moot = False  # see close
         self.why: list[str] = []
         self._key = invariant.passport.scope.key
 
@@ -85,6 +86,7 @@ class _Court:
             self._record(key, finding)
 
     def close(self) -> None:
+        whole = not self.why
         for key, partition in self.partitions.items():
             for finding in partition.at_end():
                 self._record(key, finding)
@@ -93,6 +95,10 @@ class _Court:
         missing = unmet(self.invariant.passport, self.judge.facts)
         if missing and self.exercised:
             self.why.append("it needs " + ", ".join(missing))
+        # What a migration was made to break off before it can be judged is not missing.
+        self.moot = whole and bool(self.why) and not self.found and self.judge.facts.failed_as_injected
+        if self.moot:
+            return
         if self.why and not self.found:
             self.judge.unknown.append(Unknown(id=self.invariant.passport.id, why="; ".join(self.why[:4])))
 
@@ -122,7 +128,7 @@ class _Court:
         if isinstance(seen, Said):
             return Witness(
                 file=seen.file,
-                flow=f"{seen.role} journal",
+                flow=f"{seen.role} {seen.where}",
                 offset=seen.offset,
                 size=seen.size,
                 time_ns=seen.time_ns,

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mockdev.journal import Loaded, Mark, Received, Sent
+from mockdev.journal import Loaded, Mark, Read, Received, Sent, State, Wrote
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
 from verifier.invariants.passport import (
     DEVICE,
     MIGRATION,
+    SIDE_DEVICE,
     Finding,
     Invariant,
     Need,
@@ -36,8 +37,10 @@ class AfterSwitchover(Invariant[Mark | Sent]):
         super().__init__(facts)
         self.early: Said | None = None
         self.switched = False
+        self.exercised = False
 
     def on(self, seen: Said, event: Mark | Sent) -> Iterator[Finding]:
+        self.exercised |= isinstance(event, Sent)
         if isinstance(event, Mark):
             if event.name != "switchover-start" or seen.role != "source":
                 return
@@ -122,8 +125,42 @@ class LoadedWasReceived(Invariant[Received | Loaded]):
                 return
 
 
+class StreamInOrder(Invariant[State | Read | Wrote]):
+    passport = Passport(
+        "DS-16",
+        "A QEMU reads a device's state, and writes it, from the first byte to the last: each read or write "
+        "goes on where the one before ended.",
+        Severity.CORRUPTS,
+        linux("include/uapi/linux/vfio.h", "VFIO_DEVICE_STATE_STOP_COPY, VFIO_DEVICE_STATE_RESUMING", "5.18"),
+        SIDE_DEVICE,
+    )
+    kinds = (State, Read, Wrote)
+    opening = frozenset(("PRE_COPY", "STOP_COPY", "RESUMING"))
+    open = frozenset(("PRE_COPY", "PRE_COPY_P2P", "STOP_COPY", "RESUMING"))
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.exercised = False
+        self.next = 0
+        self.last: Said | None = None
+
+    def on(self, seen: Said, event: State | Read | Wrote) -> Iterator[Finding]:
+        if isinstance(event, State):
+            if event.new in self.opening and event.old not in self.open and not event.errno:
+                self.next, self.last = 0, None  # a new file
+            return
+        self.exercised = True
+        if event.offset != self.next:
+            verb = "read" if isinstance(event, Read) else "written"
+            witnesses = (seen,) if self.last is None else (self.last, seen)
+            yield Finding(f"byte {event.offset} is {verb} where {self.next} was next", witnesses)
+        self.next = event.offset + event.size
+        self.last = seen
+
+
 LOADING = (
     AfterSwitchover,
     LoadOrder,
     LoadedWasReceived,
+    StreamInOrder,
 )

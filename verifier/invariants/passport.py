@@ -35,6 +35,7 @@ class Need(StrEnum):
     COMPLETED = "a migration that completed"
     SOURCE = "the source's journal"
     TARGET = "the target's journal"
+    ENDS = "what became of the VM at both ends"
 
 
 class Source(NamedTuple):
@@ -75,6 +76,15 @@ def _side_device(said: Said) -> Hashable:
     return said.role, said.line.device  # type: ignore[union-attr]
 
 
+def _side_traced(said: Said) -> Hashable:
+    return said.role, said.line.name  # type: ignore[union-attr]
+
+
+def _channel_number(seen: Observation) -> Hashable:
+    number = seen.lane.channel if isinstance(seen, Seen) else seen.line.channel  # type: ignore[union-attr]
+    return f"channel {number}"
+
+
 def _any_device(seen: Observation) -> Hashable:
     return seen.device if isinstance(seen, Seen) else seen.line.device  # type: ignore[union-attr]
 
@@ -85,6 +95,8 @@ CHANNEL = Scope("channel", lambda seen: seen.lane)
 DEVICE = Scope("device", _any_device)
 DEVICE_ON_CHANNEL = Scope("device on one channel", _device_on_channel)
 SIDE_DEVICE = Scope("device at one end", _side_device)
+SIDE_TRACED = Scope("device in one trace log", _side_traced)
+CHANNEL_NUMBER = Scope("channel, in capture and logs", _channel_number)
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ class Invariant(Generic[E]):
         self.exercised = True
 
     def on(self, seen: Any, event: E) -> Iterator[Finding]:
-        """Weigh one observation; `event` is its frame, event or journal line."""
+        """Weigh one observation; `event` is its frame, event or line."""
         raise NotImplementedError
 
     def at_end(self) -> Iterator[Finding]:
@@ -150,4 +162,5 @@ _MET: dict[Need, Callable[[Facts], bool]] = {
     Need.COMPLETED: lambda facts: bool(facts.completed),
     Need.SOURCE: lambda facts: "source" in facts.journals,
     Need.TARGET: lambda facts: "target" in facts.journals,
+    Need.ENDS: lambda facts: None not in (facts.endings.of("source"), facts.endings.of("target")),
 }

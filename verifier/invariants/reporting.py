@@ -19,6 +19,7 @@ from verifier.verdict import (
     FlowRow,
     InputRow,
     Report,
+    RunRow,
     Standing,
     Timing,
     Unknown,
@@ -52,11 +53,14 @@ def report_of(history: History, judges: dict[int, Judge], found: Found) -> Repor
         report.channels += len(facts.channels) or _journalled_channels(facts)
         exercised.invariants = merge_rows(exercised.invariants, judge.rows)
         exercised.journal_lines += facts.lines
+        exercised.log_lines += facts.log_lines
+        exercised.unanswered += facts.unanswered
         transfers.add(transfer_of(facts))
         if len(judges) == 1:
             report.outcome = facts.outcome
             report.timing = timing_of(facts)
-        del number
+        if number == 0:
+            report.run = run_row(facts)
     transfers.discard(None)
     report.transfer = transfers.pop() if len(transfers) == 1 else "mixed" if transfers else None
     dialects = {judge.facts.dialect.name for judge in judges.values() if judge.facts.dialect}
@@ -85,7 +89,7 @@ def device_rows(facts: Facts) -> list[DeviceRow]:
 
 
 def _with_state(devices: dict[str, DeviceJournal]) -> set[str]:
-    return {name for name, said in devices.items() if said.buffers or said.image}
+    return {name for name, said in devices.items() if said.payload_bytes or said.buffers or said.image}
 
 
 def _device_row(facts: Facts, name: str, source: DeviceJournal, target: DeviceJournal) -> DeviceRow:
@@ -97,12 +101,13 @@ def _device_row(facts: Facts, name: str, source: DeviceJournal, target: DeviceJo
         row.config_seen = image.config_seen
         row.wire_digest = image.digest()
     elif not facts.lanes:
-        said = target if target.buffers else source
+        said = target if target.buffers or not source.buffers else source
         row.buffers, row.payload_bytes, row.index_last = said.buffers, said.payload_bytes, said.index_last
         row.config_seen = said.config
     row.config_seen |= name in facts.main_config
     row.saved_digest = source.image.digest if source.image else None
-    row.loaded_digest = target.image.digest if target.image else None
+    if target.image and not _broken_off(facts, source, target):
+        row.loaded_digest = target.image.digest
     seen = row.wire_digest if _seen_whole(facts, row, source, target) else None
     digests = {d for d in (row.saved_digest, seen, row.loaded_digest) if d is not None}
     if len(digests) > 1:
@@ -120,6 +125,28 @@ def _seen_whole(facts: Facts, row: DeviceRow, source: DeviceJournal, target: Dev
     return facts.completed is not None or not sizes or row.payload_bytes >= min(sizes)
 
 
+def _broken_off(facts: Facts, source: DeviceJournal, target: DeviceJournal) -> bool:
+    """Whether what the target says it loaded is only what there was when it failed."""
+    if facts.completed or source.image is None or target.image is None:
+        return False
+    return target.image.size < source.image.size
+
+
+def run_row(facts: Facts) -> RunRow | None:
+    """What the run's record adds."""
+    record = facts.record
+    if record is None:
+        return None
+    row = RunRow(
+        endpoints=record.endpoints,
+        faults=list(record.faults),
+        failed_as_injected=facts.failed_as_injected,
+    )
+    if record.guest_ram is not None:
+        row.guest_ram_equal, row.guest_ram_pages = record.guest_ram.equal, record.guest_ram.pages
+    return row
+
+
 def transfer_of(facts: Facts) -> str | None:
     """How device state travelled; without devices, how RAM did."""
     ways = {"multifd" if i.index_last is not None else "main" for i in facts.images.values()}
@@ -131,11 +158,13 @@ def transfer_of(facts: Facts) -> str | None:
 
 
 def timing_of(facts: Facts) -> Timing:
-    """What can be said of times; None where it cannot."""
+    """What can be said of times; None where it cannot. Downtime: by journals, else by the run's record."""
     timing = Timing()
     stop, resume = facts.marks.get(("source", "stop")), facts.marks.get(("target", "resume"))
     if stop is not None and resume is not None:
         timing.downtime_ms = (resume - stop) / _NS_PER_MS
+    elif facts.record is not None:
+        timing.downtime_ms = facts.record.downtime_ms
     first, last = facts.state_first_ns, facts.state_last_ns
     if first is not None and last is not None and last > first:
         timing.device_state_ms = (last - first) / _NS_PER_MS
@@ -224,14 +253,33 @@ def _doubts(facts: Facts) -> list[Unknown]:
         end = facts.ends.get(lane)
         if end is not None and end.inside and end.kind == "cut":
             out.append(Unknown(id="flow", why=f"{lane.name}: the capture ends inside a packet"))
-    if not facts.completed:
-        out.append(Unknown(id="outcome", why=_why_not_completed(facts)))
+    if not facts.failed_as_injected:
+        told = _ends_not_completed(facts)
+        if not told and not facts.completed:
+            told = [_why_not_completed(facts)]
+        out += [Unknown(id="outcome", why=why) for why in told]
+    return out
+
+
+def _ends_not_completed(facts: Facts) -> list[str]:
+    """Why each end did not, as far as anybody says; the target first, for it often has the cause."""
+    out = []
+    for role in ("target", "source"):
+        end = facts.endings.of(role)
+        if end is None or end.outcome == "completed":
+            continue
+        if facts.record is not None and facts.record.outcome is not None:
+            out.append(f"the {role} {end.outcome}: {end.error}")
+        else:
+            out.append(f"the {role} says that the migration {end.outcome}")
+    if out and facts.record is not None and facts.record.faults and not facts.fault_struck:
+        out.append("nothing says that a fault that was asked for struck")
     return out
 
 
 def _why_not_completed(facts: Facts) -> str:
     if not facts.lanes:
-        return _why_by_journals(facts)
+        return _why_by_word(facts)
     main: Lane | None = facts.main
     if main is None:
         return "no main channel is in the capture, so nothing says whether the migration completed"
@@ -248,11 +296,8 @@ def _why_not_completed(facts: Facts) -> str:
     return "the capture does not show how the migration ended"
 
 
-def _why_by_journals(facts: Facts) -> str:
+def _why_by_word(facts: Facts) -> str:
     for role in sorted(facts.journals):
-        end = facts.outcomes.get(role)
-        if end is None:
+        if role not in facts.outcomes:
             return f"the {role}'s journal has no end"
-        if end.outcome != "completed":
-            return f"the {role} says that the migration {end.outcome}"
-    return "no journal says how the migration ended"
+    return "nothing says how the migration ended"

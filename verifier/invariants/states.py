@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mockdev.journal import Loaded, Saved, State
+from mockdev.journal import Loaded, Read, Saved, State, Wrote
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
 from verifier.invariants.passport import (
@@ -20,6 +20,7 @@ from verifier.invariants.passport import (
     Passport,
     Severity,
     linux,
+    qemu,
 )
 
 _UAPI = "include/uapi/linux/vfio.h"
@@ -76,6 +77,8 @@ class LegalArcs(Invariant[State]):
             return
         if event.errno or old == new or (old == "ERROR" and new == "RUNNING"):
             return
+        if new == "RUNNING" and old != "RUNNING_P2P" and self.facts.supervised(seen.role):
+            return  # QEMU reset or closed the device, from whatever state
         arc = (old, new)
         if arc not in _ARCS and arc not in _ARCS_WITHOUT_P2P:
             yield Finding(f"{old} > {new} is no arc", (seen,))
@@ -110,17 +113,17 @@ class StateContinues(Invariant[State]):
         self.last = seen
 
 
-class SavedWhileSaving(Invariant[State | Saved]):
+class SavedWhileSaving(Invariant[State | Saved | Read]):
     passport = Passport(
         "ST-3",
         "State is read only from a device that is being saved: multifd buffers in STOP_COPY, blocks of the "
-        "main channel in PRE_COPY, PRE_COPY_P2P or STOP_COPY.",
+        "main channel, and bytes that may have gone there, in PRE_COPY, PRE_COPY_P2P or STOP_COPY.",
         Severity.CORRUPTS,
         linux(_UAPI, "VFIO_DEVICE_STATE_STOP_COPY, VFIO_DEVICE_STATE_PRE_COPY", "6.2"),
         SIDE_DEVICE,
         (Need.SOURCE,),
     )
-    kinds = (State, Saved)
+    kinds = (State, Saved, Read)
     before_stop = frozenset(("PRE_COPY", "PRE_COPY_P2P", "STOP_COPY"))
 
     def __init__(self, facts: Facts) -> None:
@@ -128,18 +131,19 @@ class SavedWhileSaving(Invariant[State | Saved]):
         self.where: str | None = None
         self.last: Said | None = None
 
-    def on(self, seen: Said, event: State | Saved) -> Iterator[Finding]:
+    def on(self, seen: Said, event: State | Saved | Read) -> Iterator[Finding]:
         if isinstance(event, State):
             if not event.errno:
                 self.where, self.last = event.new, seen
             return
+        early = isinstance(event, Read) or event.idx < 0
         if self.where is None or self.last is None:
             yield Finding("a buffer is read from a device that took no arc", (seen,))
-        elif not (self.where == "STOP_COPY" or (event.idx < 0 and self.where in self.before_stop)):
+        elif not (self.where == "STOP_COPY" or (early and self.where in self.before_stop)):
             yield Finding(f"a buffer is read in {self.where}", (self.last, seen))
 
 
-class LoadedWhileResuming(Invariant[State | Loaded]):
+class LoadedWhileResuming(Invariant[State | Loaded | Wrote]):
     passport = Passport(
         "ST-4",
         "State is loaded only into a device that has been put into RESUMING.",
@@ -148,17 +152,48 @@ class LoadedWhileResuming(Invariant[State | Loaded]):
         SIDE_DEVICE,
         (Need.TARGET,),
     )
-    kinds = (State, Loaded)
+    kinds = (State, Loaded, Wrote)
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
         self.resumed = False
 
-    def on(self, seen: Said, event: State | Loaded) -> Iterator[Finding]:
+    def on(self, seen: Said, event: State | Loaded | Wrote) -> Iterator[Finding]:
         if isinstance(event, State):
             self.resumed |= event.new == "RESUMING" and not event.errno
         elif not self.resumed:
             yield Finding("a buffer is loaded before the device is RESUMING", (seen,))
 
 
-STATES = (LegalArcs, StateContinues, SavedWhileSaving, LoadedWhileResuming)
+class NotLeftBehind(Invariant[State]):
+    passport = Passport(
+        "ST-5",
+        "When the migration has completed, no device is left in RESUMING or ERROR.",
+        Severity.STALLS,
+        qemu("hw/vfio/migration.c", "vfio_vmstate_change"),
+        SIDE_DEVICE,
+        (Need.COMPLETED,),
+    )
+    kinds = (State,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.where = ""
+        self.last: Said | None = None
+
+    def on(self, seen: Said, event: State) -> Iterator[Finding]:
+        if not event.errno or event.new == "ERROR":
+            self.where, self.last = event.new, seen
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.last is None or self.where not in ("RESUMING", "ERROR"):
+            return
+        role = self.last.role
+        if role not in self.facts.outcomes:
+            self.unknown = f"the {role}'s journal has no end"
+        elif self.complete:
+            yield Finding(f"it is in {self.where} at the end", (self.last,))
+
+
+STATES = (LegalArcs, StateContinues, SavedWhileSaving, LoadedWhileResuming, NotLeftBehind)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.markup import escape
 from rich.table import Table
 
 from verifier.report.console import open_console
 from verifier.report.sizes import rate_text, size_text
+from verifier.report.text import plain
 
 
 def print_throughput(rows: Sequence[Any], missing: str, out: TextIO) -> None:
@@ -46,6 +48,69 @@ def print_check(rows: Sequence[Any], missing: str, out: TextIO) -> None:
             size_text(row.peak_anonymous_bytes) if row.peak_anonymous_bytes else "",
         )
     _print(table, missing, out)
+
+
+def print_attach(rows: Sequence[Any], missing: str, out: TextIO) -> None:
+    """Rows of `bench attach`."""
+    table = _table("what", "median", "lowest", "highest", "unit", "wanted")
+    for row in rows:
+        figures = (f"{value:.3g}" for value in (row.median, row.lowest, row.highest))
+        table.add_row(row.what, *figures, row.unit, row.wanted)
+    _print(table, missing, out)
+
+
+def print_downtime(
+    cells: Sequence[Any], setup: str, failures: Sequence[str], notes: Sequence[str], out: TextIO
+) -> None:
+    """Cells of `bench downtime`, those of one transfer in one row; in milliseconds, distances in per cent."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("VFs", "transfer", "lowest", "25 %", "median", "75 %", "runs", "failed"):
+        table.add_column(name, justify="left" if name == "transfer" else "right")
+    for name in ("talk, lowest", "ours is", "series, 25 %", "ours is"):
+        table.add_column(name, justify="right", style="cyan")
+    rows: dict[tuple[int, str, int], dict[str, Any]] = {}
+    for cell in cells:
+        rows.setdefault((cell.vfs, cell.transfer, cell.channels), {})[cell.statistic] = cell
+    for (vfs, transfer, _), by_statistic in rows.items():
+        ours = next(iter(by_statistic.values()))
+        times = (ours.lowest_ms, ours.q25_ms, ours.median_ms, ours.q75_ms)
+        table.add_row(
+            str(vfs),
+            transfer,
+            *("-" if ms is None else f"{ms:.0f}" for ms in times),
+            str(ours.runs),
+            f"[red]{ours.failed}[/]" if ours.failed else "0",
+            *_published(by_statistic.get("lowest")),
+            *_published(by_statistic.get("q25")),
+        )
+    console = open_console(out)
+    console.print(escape(setup))
+    console.print(table)
+    for failure in failures:
+        console.print(f"[red]failed[/] {escape(plain(failure))}")
+    for note in notes:
+        console.print(escape(note))
+
+
+def _published(cell: Any) -> tuple[str, str]:
+    """A published figure, and how far ours is from it."""
+    if cell is None or cell.published_ms is None:
+        return "", ""
+    distance = cell.distance_percent
+    return f"{cell.published_ms:.0f}", "" if distance is None else f"{distance:+.1f} %"
+
+
+def print_abilities(found: Sequence[Any], missing: Mapping[str, Sequence[str]], out: TextIO) -> None:
+    """Lines of `doctor`: yes or no, what, what for, and the remedy; then what each job lacks."""
+    console = open_console(out)
+    for ability in found:
+        there = "[green]yes[/]" if ability.there else "[red]no [/]" if ability.needed_by else "no "
+        about = f"{ability.name} ({ability.found}): {ability.purpose}"
+        console.print(f"{there}  {escape(plain(about))}")
+        if ability.remedy:
+            console.print(f"       remedy: {escape(plain(ability.remedy))}")
+    for job, names in missing.items():
+        console.print(f"{job}: {'missing ' + escape(', '.join(names)) if names else 'ready'}")
 
 
 def _table(first: str, *names: str) -> Table:

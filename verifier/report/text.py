@@ -33,11 +33,13 @@ def print_report(report: Report, out: TextIO) -> None:
     """The whole report. Colours only on a terminal, and never with NO_COLOR."""
     console = open_console(out)
     console.print(_headline(report))
-    for line in (_what(report), _times(report)):
+    for line in (_what(report), _run(report), _times(report)):
         if line:
             console.print(line)
     if report.devices:
         console.print(_devices(report.devices, with_digest=console.width >= _WIDTH_WITH_DIGEST))
+    if report.exercised.unanswered:
+        console.print(f"calls of a QEMU without an answer: {report.exercised.unanswered} (see the journals)")
     _print_violations(console, report.violations)
     said = {row.error for row in report.unreadable}
     for why, ids in _by_reason(report.unknown).items():
@@ -77,6 +79,22 @@ def _what(report: Report) -> str:
         f"transfer {report.transfer}" if report.transfer else "",
         f"{report.channels} channels" if report.channels else "",
         f"seed {report.seed}" if report.seed is not None else "",
+    )
+
+
+def _run(report: Report) -> str:
+    """What the run's record adds."""
+    run = report.run
+    if run is None:
+        return ""
+    ends = ", ".join(f"{role} {name}" for role, name in run.endpoints.items())
+    pages = "" if run.guest_ram_pages is None else f", {run.guest_ram_pages} pages compared"
+    ram = {True: "equal", False: "NOT equal", None: "not compared"}[run.guest_ram_equal]
+    return _joined(
+        ends,
+        f"faults {', '.join(run.faults)}" if run.faults else "",
+        "failed as it was made to" if run.failed_as_injected else "",
+        f"guest RAM {ram}{pages}" if run.guest_ram_equal is not None or pages else "",
     )
 
 

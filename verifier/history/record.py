@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run says of itself in `run.json`, as far as a verdict needs it: `vfmig.run/1`.
+
+    {"seed": 5,
+     "arguments": {"faults": ["target.vf0.load:eio@2MiB"], ...},
+     "struck": ["target.vf0.load:eio@2MiB"],
+     "guest_ram": {"equal": false, "pages": 4096, "difference": "3 pages from 0x1000 on"},
+     "outcome": {"outcome": "lost", "downtime_ms": 274.0, "source": {"outcome": "completed", "runs": false,
+                 "error": "", "kind": "qemu", "version": "10.0.2", "downtime_ms": 268}, "target": {...}}}
+
+All but the seed may be missing. Where an end says in its journal that a fault struck (a Mark of the name
+"fault"), `struck` need not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from mockdev.errors import VfmigError
+from verifier.capture.opening import open_file
+from verifier.history.observation import RUN_RECORD, EndRecord, Said
+
+RECORD_BYTES_MAX = 64 << 20
+NAME = "run.json"
+_LAST_NS = 1 << 62
+_TEXT_MAX = 2000
+_FAULTS_MAX = 1024
+
+
+class RecordError(VfmigError):
+    """A run.json that is none; the message is a sentence."""
+
+    environment = True
+
+
+class _Arguments(msgspec.Struct):
+    faults: list[str] = []
+
+
+class _End(msgspec.Struct):
+    outcome: str
+    runs: bool = False
+    error: str = ""
+    kind: str = ""
+    version: str = ""
+    downtime_ms: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"QEMU {self.version}".strip() if self.kind == "qemu" else self.kind
+
+
+class _Outcome(msgspec.Struct):
+    outcome: str
+    source: _End
+    target: _End
+    downtime_ms: float | None = None
+
+
+class GuestRam(msgspec.Struct, frozen=True):
+    """Whether the guest's RAM was the same on both sides, and how many pages were compared, if known.
+
+    difference: where it was not, for a person.
+    """
+
+    equal: bool | None = None
+    pages: int | None = None
+    difference: str = ""
+
+
+class _Record(msgspec.Struct):
+    seed: int | None = None
+    arguments: _Arguments = msgspec.field(default_factory=_Arguments)
+    struck: list[str] = []
+    guest_ram: GuestRam | None = None
+    outcome: _Outcome | None = None
+
+
+class RunRecord:
+    """A run.json that was read. ends: what it says of each end, for the time line; endpoints: what each was.
+
+    downtime_ms: of the run, else what a QEMU at the source says. faults: those asked for; struck: those that
+    are known to have taken effect.
+    """
+
+    def __init__(self, path: Path, size: int, record: _Record) -> None:
+        self.seed = record.seed
+        self.faults = tuple(record.arguments.faults[:_FAULTS_MAX])
+        self.struck = tuple(record.struck[:_FAULTS_MAX])
+        self.guest_ram = record.guest_ram
+        self.outcome: str | None = None
+        self.downtime_ms: float | None = None
+        self.endpoints: dict[str, str] = {}
+        self.ends: list[Said] = []
+        outcome = record.outcome
+        if outcome is None:
+            return
+        self.outcome = outcome.outcome
+        self.downtime_ms = outcome.source.downtime_ms if outcome.downtime_ms is None else outcome.downtime_ms
+        for role, end in (("source", outcome.source), ("target", outcome.target)):
+            if end.name:
+                self.endpoints[role] = end.name
+            line = EndRecord(_LAST_NS, end.outcome, end.runs, end.error[:_TEXT_MAX])
+            self.ends.append(Said(role, line, str(path), 0, size, RUN_RECORD))
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """The run.json at `path`; None when there is none. RecordError: it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        with open_file(path) as file:
+            raw = file.read(RECORD_BYTES_MAX)
+        return RunRecord(path, len(raw), msgspec.json.decode(raw, type=_Record))
+    except (VfmigError, OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read as a run's record: {error}") from None
