@@ -25,6 +25,8 @@ from mockdev.lab.outcome import Outcome
 from mockdev.runtime.config import MigrationConfig
 from verifier.capture.sniff import Sniffer
 from verifier.check import check_path
+from verifier.guest_ram import GuestRamError, compare_dumps
+from verifier.history.record import GuestRam
 from verifier.invariants.reporting import standing_of
 from verifier.verdict import Report, Unknown
 
@@ -60,6 +62,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     versions: dict[str, str]
     machine: dict[str, Any]
     outcome: Outcome | None = None
+    guest_ram: GuestRam | None = None
     report: Report | None = None
 
 
@@ -146,12 +149,28 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
         outcome = record.outcome = run_migration(config, folder, watch, cancel, record.pair)
     if asked:
         raise KeyboardInterrupt
+    record.guest_ram = _guest_ram(folder)
     for role, end in (("source", outcome.source), ("target", outcome.target)):
         if end.exit_status == EXIT_BEGIN:
             raise BeginError(f"the {role} could not begin: {end.error}")
     complaints = [outcome.source.complaint, outcome.target.complaint]
     complaints += [sniffer.report.complaint for sniffer in sniffers]
     return [complaint for complaint in complaints if complaint]
+
+
+def _guest_ram(folder: Path) -> GuestRam | None:
+    """Compare the dumps that both ends left, and remove them: large, and of no use once compared."""
+    dumps = [folder / f"{role}.core" for role in ("source", "target")]
+    try:
+        if not all(dump.is_file() for dump in dumps):
+            return None
+        found = compare_dumps(*dumps)
+        return GuestRam(equal=found.equal, pages=found.pages, difference="" if found.equal else str(found))
+    except GuestRamError as error:
+        return GuestRam(difference=str(error))
+    finally:
+        for dump in dumps:
+            dump.unlink(missing_ok=True)
 
 
 @contextmanager
