@@ -39,9 +39,11 @@ PutFd = Callable[[int], None]
 
 READ_BYTES_MAX = 16 << 20  # more is given piece by piece, as a read may
 _ARGUMENT_BYTES_MAX = 4096
+_PREPARING_NS = 2_000_000
 _TRAP_NS_MAX = 50_000  # what it costs a call to reach us, and an answer to reach the caller
 _OFFSET_MASK = (1 << uapi.REGION_OFFSET_SHIFT) - 1
 _DATA_FD = uapi.DEVICE_FEATURE.size + uapi.FEATURE_MIG_STATE.place("data_fd").offset
+_NEED_STATE = (State.STOP_COPY, State.RESUMING, State.PRE_COPY, State.PRE_COPY_P2P)
 _SET_STATE = uapi.FEATURE_SET | Feature.MIG_DEVICE_STATE
 
 
@@ -71,6 +73,7 @@ class LentDevice:
         self.device = device
         self.name = device.name
         self.opened = False  # QEMU has bound it
+        self.prepared: Callable[[], bool] = lambda: True  # whether its state is there to be saved
         self.read_bytes = 0  # of the last save file
         self.written_bytes = 0  # of the last resume file
         self._dev_id = dev_id
@@ -104,6 +107,9 @@ class LentDevice:
             return 0
         if request in (Ioctl.DEVICE_DETACH_IOMMUFD_PT, Ioctl.DEVICE_SET_IRQS):
             return 0  # the mock raises no interrupts
+        if _wanted_state(request, argument) in _NEED_STATE:
+            while not self.prepared():
+                yield self._clock.now_ns() + _PREPARING_NS
         try:
             reply = yield from self._timed(
                 lambda now_ns: device_ioctl(self.device, now_ns, request, argument, memory)
@@ -299,18 +305,28 @@ class LentDevice:
         now_ns = self._clock.now_ns()
         if number == errno.ENOTTY and request != Ioctl.DEVICE_FEATURE:
             self._journal.write(Unanswered(t=now_ns, on=self.name, request=request))
-        elif request == Ioctl.DEVICE_FEATURE and len(argument) >= _DATA_FD:
-            flags = uapi.DEVICE_FEATURE.unpack(argument).flags
-            wanted = uapi.FEATURE_MIG_STATE.unpack(argument, uapi.DEVICE_FEATURE.size).device_state
-            if flags == _SET_STATE and wanted < len(State):
-                old = self.device.state
-                try:
-                    new = next_step(old, State(wanted), self.device.flags)
-                except DeviceError:
-                    new = State(wanted)
-                line = StateLine(t=now_ns, device=self.name, old=old.name, new=new.name, errno=number)
-                self._journal.write(line)
+        elif (wanted := _wanted_state(request, argument)) is not None:
+            old = self.device.state
+            try:
+                new = next_step(old, wanted, self.device.flags)
+            except DeviceError:
+                new = wanted
+            line = StateLine(t=now_ns, device=self.name, old=old.name, new=new.name, errno=number)
+            self._journal.write(line)
 
     def _image(self, now_ns: int, size: int, digest: xxhash.xxh3_128) -> None:
         said = "xxh3-128:" + digest.hexdigest()
         self._journal.write(Image(t=now_ns, device=self.name, size=size, digest=said))
+
+
+def _wanted_state(request: int, argument: bytes) -> State | None:
+    """The state that a call asks for; None when it asks for none."""
+    if (
+        request != Ioctl.DEVICE_FEATURE
+        or len(argument) < uapi.DEVICE_FEATURE.size + uapi.FEATURE_MIG_STATE.size
+    ):
+        return None
+    if uapi.DEVICE_FEATURE.unpack(argument).flags != _SET_STATE:
+        return None
+    wanted = uapi.FEATURE_MIG_STATE.unpack(argument, uapi.DEVICE_FEATURE.size).device_state
+    return State(wanted) if wanted < len(State) else None

@@ -20,6 +20,7 @@ import select
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -45,7 +46,7 @@ from mockdev.device.saving import Plan
 from mockdev.device.timing import PROFILES, Firmware
 from mockdev.errors import DeviceError, VfmigError
 from mockdev.journal import Begin, End, Failure, Journal, Unanswered
-from mockdev.memory import allocate
+from mockdev.memory import reserve, touch
 
 _FDS_PER_DEVICE = 3  # its own, and two data files in turn
 _WAIT_S = 60.0  # nothing depends on it: every event wakes the wait
@@ -53,6 +54,7 @@ _PASSED_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1
 _KVM_VFIO_FILE = 1  # struct kvm_device_attr's group KVM_DEV_VFIO_FILE
 _PR_SET_PDEATHSIG = 1
 _PAGE = 4096
+_FILL_BYTES = 1 << 20  # made at once: longer, and a call would wait for it
 EXIT_BEGIN = 4
 
 
@@ -84,6 +86,8 @@ class Supervisor:
         self._order = 0
         self._by_fd: dict[int, LentDevice] = {}
         self._status: int | None = None
+        self._memories: list[memoryview] = []
+        self._filled = threading.Event()
 
     @property
     def pid(self) -> int:
@@ -122,6 +126,8 @@ class Supervisor:
             control = stack.enter_context(Control(config.control, self._asked)) if config.control else None
             stack.enter_context(_Signals(child.pid))
             child.start()
+            filling = threading.Thread(target=self._fill, name="fill", daemon=True)
+            filling.start()
             on_started(child.pid)
             try:
                 self._serve(listener, control)
@@ -367,14 +373,28 @@ class Supervisor:
         assert self.child is not None
         first_data = self.child.first_fd + 1 + len(config.names)
         for index, name in enumerate(config.names):
-            memory = allocate(config.state_bytes)
-            if config.filled:
-                Pattern(config.seed, name).fill(memory)
+            memory = reserve(config.state_bytes)
+            self._memories.append(memory)
             device = Device(name, memory, firmware, plan=plan)
             data_fds = (first_data + 2 * index, first_data + 2 * index + 1)
             lent = LentDevice(device, index + 1, self.mappings, self.journal, self.clock, data_fds)
+            lent.prepared = self._filled.is_set
             self.devices.append(lent)
             self._by_fd[self.device_fd(index)] = lent
+
+    def _fill(self) -> None:
+        """Make the devices' state. QEMU starts meanwhile, and waits only if it is to be saved or loaded."""
+        config = self.config
+        for name, memory in zip(config.names, self._memories, strict=True):
+            pattern = Pattern(config.seed, name) if config.filled else None
+            for at in range(0, len(memory), _FILL_BYTES):
+                if self._status is not None:  # QEMU has ended
+                    return
+                piece = memory[at : at + _FILL_BYTES]
+                touch(piece)
+                if pattern is not None:
+                    pattern.fill(piece, at)
+        self._filled.set()
 
     def _wait_child(self) -> int:
         if self._status is None:
