@@ -152,7 +152,8 @@ class Verified(Line, frozen=True, kw_only=True):
 
 
 class Mark(Line, frozen=True, kw_only=True):
-    """A step of the migration: stop, switchover-start, precopy, end-of-stream, ping, pong, shut, resume."""
+    """A step of the migration: stop, switchover-start, precopy, end-of-stream, ping, pong, switchover-ack,
+    shut, resume."""
 
     name: str
     value: int = 0

@@ -29,6 +29,9 @@ free profile never answers NotYet.
                                         all was consumed; done when consumed and ready_ns <= now
     file.poll(now)                   -> POLL_ bits
 
+`device.faults` is what goes wrong (faults.py) and may be replaced at any time, under the lock of whoever
+calls; what is under way sees it too.
+
 `device.on_arc`, when set, is called with (ns, from, to) at the end of each single arc, and at a reset or
 close that changes the state: for a journal. It must not call the device.
 
@@ -49,7 +52,7 @@ from typing import NamedTuple, TypeVar
 
 from mockdev.device.config import load_config_state, save_config_state
 from mockdev.device.dirty import DirtyLog
-from mockdev.device.faults import NO_FAULTS, ArcFault, Faults
+from mockdev.device.faults import NO_FAULTS, ArcFault, Blow, Faults, Strike
 from mockdev.device.files import DataFile, NotYet
 from mockdev.device.lock import StateLock, Steps
 from mockdev.device.saving import Plan, SaveFile, SaveState
@@ -104,7 +107,6 @@ class Device:
         if flags & MigrationFlags.PRE_COPY and (not self.plan.precopy_bytes or state_bytes < 2):
             raise ValueError(f"{name}: PRE_COPY needs a share of the state to save before the stop")
         self.flags = flags
-        self.faults = faults
         self.pci = PciFunction(identity)
         self.dirty = DirtyLog()
         self.state = State.RUNNING
@@ -112,8 +114,20 @@ class Device:
         self.precopy_v2 = False  # asked for with the feature of that name; until the device is closed
         self._reinit = False
         self._lock = StateLock()
-        self._sessions = Sessions(self.memory, state_bytes, self.plan, firmware, faults)
+        self._switched_ns: int | None = None  # when it was stopped to be saved, or first written to
+        self._sessions = Sessions(self.memory, state_bytes, self.plan, firmware, faults, self._passes)
+        self.faults = faults
         firmware.functions += 1
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong with it."""
+        return self._sessions.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._sessions.set_faults(faults)
+        self.dirty.report_errno = faults.tracker or 0
 
     @property
     def state_bytes(self) -> int:
@@ -131,7 +145,8 @@ class Device:
         """Walk to `target`, arc by arc; the data file when the last arc opened one.
 
         DeviceError: EINVAL (no such way), ENODEV (the save session is dead), EIO (left PRE_COPY after
-        its session failed), or an injected one. The device stays where the arc that failed began.
+        its session failed), ENOTCONN (detached), or an injected one. The device stays where the arc that
+        failed began.
         """
         return self._run(now_ns, "state", target, lambda at_ns: self._walk(at_ns, target))
 
@@ -189,7 +204,10 @@ class Device:
 
     def _busy(self, now_ns: int) -> NotYet | None:
         loading = self._sessions.resume and self._sessions.resume.busy(now_ns)
-        return loading or self._lock.busy(now_ns)
+        wait = loading or self._lock.busy(now_ns)
+        if wait is None:  # what is under way ends first, as with a reset that finds the lock held
+            self._strike_due(now_ns)
+        return wait
 
     def _run(self, now_ns: int, kind: str, what: object, begin: Callable[[int], Steps[T]]) -> T | NotYet:
         wait = self._busy(now_ns)
@@ -204,12 +222,14 @@ class Device:
         while self.state is not target:
             there = next_step(self.state, target, self.flags)
             fault = self.faults.arc(there)
-            if fault is not None and not fault.after:
+            if fault is not None:
+                now_ns = yield from spend(now_ns, fault.stall_ns)
+            if fault is not None and fault.errno and not fault.after:
                 raise self._injected(now_ns, fault)
             now_ns = yield from self._sessions.switch(now_ns, self.state, there)
             now_ns, file = yield from self._sessions.change(now_ns, self.state, there)
             self._enter(now_ns, there)
-            if fault is not None:
+            if fault is not None and fault.errno:
                 if file is not None:
                     self.release(now_ns, file)
                 raise self._injected(now_ns, fault)
@@ -217,6 +237,10 @@ class Device:
 
     def _enter(self, now_ns: int, there: State) -> None:
         here, self.state = self.state, there
+        if there in (State.RUNNING, State.RESUMING):
+            self._switched_ns = None
+        elif here in (State.RUNNING, State.PRE_COPY) and there is not State.PRE_COPY:
+            self._switched_ns = now_ns
         if self.on_arc is not None and here is not there:
             self.on_arc(now_ns, here, there)
 
@@ -225,11 +249,54 @@ class Device:
             self._enter(now_ns, State.ERROR)
         return DeviceError(fault.errno, f"{self.name}: injected on the arc to {fault.to.name}")
 
+    # -- inside: blows -------------------------------------------------------------------------------
+
+    def _passes(self, now_ns: int, position: int, size: int) -> int:
+        """See files.Passes."""
+        if self._switched_ns is None and self.state is State.RESUMING:
+            self._switched_ns = now_ns
+        if self._lock.busy(now_ns) is None and self._strike_due(now_ns):
+            return 0
+        for strike in self.faults.strikes:
+            if strike.after_ns is None and position <= strike.offset < position + size:
+                size = strike.offset - position
+                if not size:
+                    self._strike(now_ns, strike)
+        return size
+
+    def _strike_due(self, now_ns: int) -> bool:
+        """Strike if it is time; whether it was."""
+        if self._switched_ns is None:
+            return False
+        for strike in self.faults.strikes:
+            if strike.after_ns is not None and now_ns >= self._switched_ns + strike.after_ns:
+                self._switched_ns = None
+                self._strike(now_ns, strike)
+                return True
+        return False
+
+    def _strike(self, now_ns: int, strike: Strike) -> None:
+        if self._lock.busy(now_ns) is not None:
+            self._lock = StateLock()  # the call that is under way begins anew
+        self._sessions.end_save(now_ns)
+        self._sessions.end_resume(now_ns)
+        if strike.blow is Blow.DETACH:
+            self._sessions.detached = True
+            self.dirty.stop()
+            self.dirty.start_errno = errno.ENOTCONN
+        else:
+            self.pci.reset()
+            self._enter(now_ns, State.RUNNING)
+
     # -- inside: the other timed calls ---------------------------------------------------------------
 
     def _data_size(self, now_ns: int) -> Steps[int]:
+        self._sessions.check_attached()
+        faults = self.faults
+        if faults.data_size is not None:
+            raise DeviceError(faults.data_size, f"{self.name}: injected")
         yield from spend(now_ns, self.firmware.profile.query_ns)
-        return self.state_bytes
+        return self.state_bytes if faults.data_size_says is None else faults.data_size_says
 
     def _precopy(self, now_ns: int, file: SaveFile) -> Steps[Precopy]:
         if self.state not in PRECOPY_STATES:
@@ -238,14 +305,18 @@ class Device:
             raise DeviceError(self.faults.precopy, f"{self.name}: injected")
         increment = 0
         if self.state is State.PRE_COPY and file is self._sessions.save:
+            self._sessions.check_attached()
             now_ns = yield from self._sessions.wait_for_save(now_ns)
             now_ns = yield from spend(now_ns, self.firmware.profile.query_ns)
             increment = file.increment()
         elif file.state is SaveState.ERROR:
             raise DeviceError(errno.ENODEV, f"{self.name}: the save session has ended")
-        reinit = self.precopy_v2 and self._reinit and self.state is State.PRE_COPY
+        anew = self._reinit or self.faults.precopy_reinit
+        reinit = self.precopy_v2 and anew and self.state is State.PRE_COPY
         self._reinit = self._reinit and not reinit
         initial, dirty = file.sizes(now_ns, increment, exact=self.precopy_v2, reinit=reinit)
+        if self.faults.precopy_endless and not initial:
+            dirty = max(dirty, self.state_bytes)
         return Precopy(initial, dirty, reinit)
 
     def _reset(self, now_ns: int) -> Steps[None]:
@@ -260,5 +331,6 @@ class Device:
         if self.faults.config is not None:
             raise DeviceError(self.faults.config, f"{self.name}: injected")
         profile = self.firmware.profile
-        yield from spend(now_ns, profile.config_per_function_ns * self.firmware.functions)
+        cost_ns = profile.config_per_function_ns * self.firmware.functions
+        yield from spend(now_ns, cost_ns + self.faults.config_stall_ns)
         load_config_state(data, self.pci)

@@ -56,11 +56,16 @@ def _span(iova: int, length: int) -> tuple[int, int]:
 
 
 class DirtyLog:
-    """One device's log. source: where its writes come from; may be replaced at any time."""
+    """One device's log. source: where its writes come from; may be replaced at any time.
+
+    start_errno, report_errno: what beginning, or a report of a log that is on, fails with; 0: it does not.
+    """
 
     def __init__(self, source: DirtySource = no_writes) -> None:
         self.source = source
         self.active = False
+        self.start_errno = 0
+        self.report_errno = 0
         self._logged: list[tuple[int, int]] = []  # address spaces that are watched
         self._dirty: list[tuple[int, int]] = []  # [start, end), sorted and apart after _merge
 
@@ -83,6 +88,8 @@ class DirtyLog:
             raise DeviceError(errno.EINVAL, "ranges overlap")
         if self.active:
             raise DeviceError(errno.EINVAL, "the log is on")
+        if self.start_errno:
+            raise DeviceError(self.start_errno, "no tracker can be had")
         for _ in self.source(now_ns):  # what was written before does not count
             pass
         self.active = True
@@ -106,6 +113,8 @@ class DirtyLog:
         start, end = _span(iova, length)
         if not self.active:
             raise DeviceError(errno.EINVAL, "the log is off")
+        if self.report_errno:
+            raise DeviceError(self.report_errno, "the tracker has failed")
         self._collect(now_ns)
         pages: list[tuple[int, int]] = []
         kept: list[tuple[int, int]] = []

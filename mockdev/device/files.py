@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import NamedTuple
 
 from mockdev.errors import DeviceError
@@ -13,6 +14,11 @@ class NotYet(NamedTuple):
     """Nothing before `ready_ns`; then the same call again, which may say so once more."""
 
     ready_ns: int
+
+
+Passes = Callable[[int, int, int], int]
+"""Called with now_ns, an offset in the stream and a size: how many of these bytes may be saved or loaded.
+All, unless something is to befall the device among them; 0 when it just has, and the session is dead."""
 
 
 class Written(NamedTuple):

@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 from typing import NamedTuple
 
-from mockdev.device.faults import Faults
-from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Written
+from mockdev.device.faults import Faults, Index, Place, Stall
+from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Passes, Written
 from mockdev.device.timing import Command, Firmware
 from mockdev.errors import DeviceError
 from mockdev.vfio.mlx5_stream import LoadState, ResumeMachine
@@ -31,10 +31,12 @@ class ResumeFile(DataFile):
 
     written_bytes: stream bytes taken. received_bytes: of the state, copied to the image.
     loaded_bytes: of these, what LOAD commands have ended for. loads: how many ended.
-    span: the record being read, None between two; without records all of the image.
+    span: the record being read, None between two; without records all of the image. faults: may be replaced
+    at any time.
     """
 
-    def __init__(self, image: memoryview, firmware: Firmware, faults: Faults) -> None:
+    def __init__(self, image: memoryview, firmware: Firmware, faults: Faults, passes: Passes) -> None:
+        self.faults = faults
         self.written_bytes = 0
         self.received_bytes = 0
         self.loaded_bytes = 0
@@ -44,8 +46,11 @@ class ResumeFile(DataFile):
         self.span: Span | None = None if self._records else Span(0, 0, len(image))
         self._image = image
         self._firmware = firmware
-        self._faults = faults
+        self._passes = passes
         self._loading: Command | None = None
+        self._waiting: Command | None = None  # a LOAD that does not begin before...
+        self._wait_end_ns = 0
+        self._stalled: Stall | None = None  # whose time has begun
         self._failure: DeviceError | None = None
         self._dead = False
 
@@ -67,6 +72,8 @@ class ResumeFile(DataFile):
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        if data and not self._dead:
+            data = data[: self._passes(now_ns, self.written_bytes, len(data))]
         if self._dead:
             raise DeviceError(errno.ENODEV, "the resume session has ended")
         try:
@@ -83,6 +90,11 @@ class ResumeFile(DataFile):
 
     def busy(self, now_ns: int) -> NotYet | None:
         """When the running LOAD can end at the earliest; None when none runs."""
+        if self._waiting is not None:
+            if now_ns < self._wait_end_ns:
+                return NotYet(self._wait_end_ns)
+            self._loading, self._waiting = self._waiting, None
+            self._firmware.start(self._wait_end_ns, self._loading)
         self._firmware.advance(now_ns)
         return None if self._loading is None else NotYet(self._firmware.ready_ns(self._loading))
 
@@ -96,6 +108,7 @@ class ResumeFile(DataFile):
         if self._loading is not None:
             self._firmware.cancel(now_ns, self._loading)
             self._loading = None
+        self._waiting = None
         self._dead = True
 
     def _records_in(self, now_ns: int, data: memoryview) -> int:
@@ -109,7 +122,7 @@ class ResumeFile(DataFile):
             elif step.load is not None:
                 self.span = None
                 self._load(now_ns, step.load)
-                if self._loading is not None or self._failure is not None:
+                if self._loading is not None or self._waiting is not None or self._failure is not None:
                     break
             elif machine.state is LoadState.READ_IMAGE:
                 self._check_room(machine.record_size)
@@ -136,15 +149,31 @@ class ResumeFile(DataFile):
 
     def _load(self, now_ns: int, size: int) -> None:
         cost_ns = self._firmware.profile.load_ns(size)
-        self._loading = Command(cost_ns, lambda _end_ns: self._loaded(size))
-        self._firmware.start(now_ns, self._loading)
+        command = Command(cost_ns, lambda _end_ns: self._loaded(size))
+        stall = self.faults.load_stall
+        if stall is not None and stall is not self._stalled and self._is_at(stall.offset, size):
+            self._stalled = stall
+            self._waiting = command
+            self._wait_end_ns = now_ns + stall.stall_ns
+            return
+        self._loading = command
+        self._firmware.start(now_ns, command)
 
     def _loaded(self, size: int) -> None:
         self._loading = None
-        fault = self._faults.load
-        if fault is not None and self.loaded_bytes <= fault.offset < self.loaded_bytes + size:
+        fault = self.faults.load
+        if fault is not None and self._is_at(fault.offset, size):
             self._dead = True
-            self._failure = DeviceError(fault.errno, f"injected at byte {fault.offset} of the state")
+            where = (
+                f"at byte {fault.offset}" if isinstance(fault.offset, int) else f"from {self.loaded_bytes}"
+            )
+            self._failure = DeviceError(fault.errno, f"injected {where} of the state")
             return
         self.loads += 1
         self.loaded_bytes += size
+
+    def _is_at(self, place: Place, size: int) -> bool:
+        """Whether the LOAD of the next `size` bytes of the state is at a place."""
+        if isinstance(place, Index):
+            return place.number == self.loads
+        return self.loaded_bytes <= place < self.loaded_bytes + size

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mockdev.device.chunks import CHUNKS_MAX, Piece, ReadyList
-from mockdev.device.faults import Faults
-from mockdev.device.files import POLL_IN, POLL_RDHUP, POLL_RDNORM, DataFile, NotYet
+from mockdev.device.faults import Faults, Index, Place, Stall
+from mockdev.device.files import POLL_IN, POLL_RDHUP, POLL_RDNORM, DataFile, NotYet, Passes
 from mockdev.device.timing import MIB, Command, Firmware
 from mockdev.errors import DeviceError
 from mockdev.vfio.mlx5_stream import RECORD_HEADER, image_header, stop_copy_size_record
@@ -56,19 +56,26 @@ class SaveState(Enum):
 
 
 class SaveFile(DataFile):
-    """One save session. source: the whole state.
+    """One save session. source: the whole state. faults: may be replaced at any time.
 
-    saved_bytes: of the state, handed to SAVE commands so far. position: stream bytes read.
+    saved_bytes: of the state, handed to SAVE commands so far. position: stream bytes read. buffers: reads
+    after the stop that gave bytes.
     """
 
-    def __init__(self, source: memoryview, plan: Plan, firmware: Firmware, faults: Faults) -> None:
+    def __init__(
+        self, source: memoryview, plan: Plan, firmware: Firmware, faults: Faults, passes: Passes
+    ) -> None:
         self.state = SaveState.NONE
         self.saved_bytes = 0
+        self.buffers = 0
+        self.faults = faults
         self._source = source.toreadonly()
         self._plan = plan
         self._firmware = firmware
-        self._faults = faults
+        self._passes = passes
         self._records = firmware.profile.records
+        self._stalled: Stall | None = None  # whose time has begun
+        self._stall_end_ns = 0
         self._ready = ReadyList()
         self._saving: Command | None = None
         self._stashed = 0  # size of a chunk that waits for room
@@ -157,12 +164,16 @@ class SaveFile(DataFile):
         (the session has failed or was ended), EINVAL (an image without bytes; the session fails).
         """
         self._firmware.advance(now_ns)
+        if self.state is not SaveState.ERROR:
+            size_max = self._passes(now_ns, self.position, size_max)
         if self.state is SaveState.ERROR:
             raise DeviceError(errno.ENODEV, "the save session has ended")
         if not self._ready:
             return self._nothing_ready(now_ns)
+        left = self._before_faults(now_ns, size_max)
+        if isinstance(left, NotYet):
+            return left
         views: list[memoryview] = []
-        left = self._before_fault(size_max)
         while left and self._ready:
             view, ended = self._ready.take(left)
             if not view:
@@ -171,6 +182,7 @@ class SaveFile(DataFile):
             left -= len(view)
             if ended is not None and ended.is_chunk:
                 self._chunk_read(now_ns)
+        self.buffers += bool(views) and self._stopped
         return views
 
     def poll(self, now_ns: int) -> int:
@@ -191,13 +203,38 @@ class SaveFile(DataFile):
             return wait
         raise DeviceError(errno.ENOMSG, "nothing more to read before the next increment or the stop")
 
-    def _before_fault(self, size_max: int) -> int:
-        fault = self._faults.read
-        if fault is None or fault.offset >= self.position + size_max:
-            return size_max
-        if fault.offset <= self.position:
-            raise self._fail(fault.errno, f"injected at byte {fault.offset} of the stream")
-        return fault.offset - self.position
+    def _before_faults(self, now_ns: int, size: int) -> int | NotYet:
+        """How many of `size` bytes come before the next fault; 0 at a false end."""
+        faults = self.faults
+        if (stall := faults.read_stall) is not None and stall is not self._stalled:
+            before = self._before(stall.offset, size)
+            if before:
+                size = before
+            else:
+                self._stalled = stall
+                self._stall_end_ns = now_ns + stall.stall_ns
+        if now_ns < self._stall_end_ns:
+            return NotYet(self._stall_end_ns)
+        if (fault := faults.read) is not None:
+            before = self._before(fault.offset, size)
+            if not before:
+                raise self._fail(fault.errno, f"injected at byte {self.position} of the stream")
+            size = before
+        if faults.eof is not None:
+            size = self._before(faults.eof, size)
+        if (short := faults.short_reads) is not None:
+            size = self._before(short.offset, size) or min(size, short.size)
+        return size
+
+    def _before(self, place: Place, size: int) -> int:
+        """How many of the next `size` bytes come before a place."""
+        if isinstance(place, Index):
+            return 0 if self._stopped and self.buffers >= place.number else size
+        return max(0, min(size, place - self.position))
+
+    @property
+    def _stopped(self) -> bool:
+        return self.state in (SaveState.STOP_COPY_CHUNK, SaveState.COMPLETE)
 
     def _fail(self, number: int, message: str) -> DeviceError:
         self.state = SaveState.ERROR
@@ -243,7 +280,7 @@ class SaveFile(DataFile):
             self._save_chunk(end_ns)
 
     def _save_fails(self, start: int, piece: Piece) -> bool:
-        fault = self._faults.save
+        fault = self.faults.save
         if fault is None or not start <= fault.offset < start + len(piece.view):
             return False
         if fault.bad_resource and piece.is_chunk:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 
 from mockdev.device.faults import Faults
-from mockdev.device.files import DataFile
+from mockdev.device.files import DataFile, Passes
 from mockdev.device.lock import Steps
 from mockdev.device.resuming import ResumeFile
 from mockdev.device.saving import Plan, SaveFile, SaveState
@@ -45,25 +45,48 @@ def spend(now_ns: int, cost_ns: int) -> Steps[int]:
 class Sessions:
     """The sessions of one device, at most one of each kind, and the memory that they save or load.
 
-    state_bytes: how much of the memory is state; a resume session sets it to what was loaded.
+    state_bytes: how much of the memory is state; a resume session sets it to what was loaded. passes: asked
+    before bytes are read or written. detached: the PF is gone, commands fail with ENOTCONN.
     """
 
     def __init__(
-        self, memory: memoryview, state_bytes: int, plan: Plan, firmware: Firmware, faults: Faults
+        self,
+        memory: memoryview,
+        state_bytes: int,
+        plan: Plan,
+        firmware: Firmware,
+        faults: Faults,
+        passes: Passes,
     ) -> None:
         self.memory = memory
         self.state_bytes = state_bytes
         self.plan = plan
         self.firmware = firmware
         self.faults = faults
+        self.detached = False
         self.save: SaveFile | None = None
         self.resume: ResumeFile | None = None
+        self._passes = passes
+
+    def set_faults(self, faults: Faults) -> None:
+        """Use these from now on, in open sessions too."""
+        self.faults = faults
+        for file in (self.save, self.resume):
+            if file is not None:
+                file.faults = faults
+
+    def check_attached(self) -> None:
+        """Asked before a command. DeviceError(ENOTCONN): there is no PF that would carry it out."""
+        if self.detached:
+            raise DeviceError(errno.ENOTCONN, "the PF is detached")
 
     def switch(self, now_ns: int, here: State, there: State) -> Steps[int]:
         """Suspend or resume the halves of the device that run in one of the two states only."""
         profile = self.firmware.profile
         initiates, responds = _RUNS[here]
         will_initiate, will_respond = _RUNS[there]
+        if (initiates, responds) != (will_initiate, will_respond):
+            self.check_attached()
         if initiates > will_initiate or responds > will_respond:
             now_ns = yield from self.wait_for_save(now_ns)
         cost_ns = 0
@@ -81,6 +104,8 @@ class Sessions:
         elif ends is FileKind.SAVE:
             now_ns = yield from self._leave_saving(now_ns, here)
         begins = opens(here, there)
+        if begins is not None or there is State.STOP_COPY:
+            self.check_attached()
         if begins is FileKind.RESUME:
             return now_ns, self._open_resume(now_ns)
         if begins is FileKind.SAVE:
@@ -134,12 +159,14 @@ class Sessions:
         return now_ns
 
     def _open_save(self, now_ns: int, *, track: bool) -> SaveFile:
-        self.save = SaveFile(self.memory[: self.state_bytes], self.plan, self.firmware, self.faults)
+        self.save = SaveFile(
+            self.memory[: self.state_bytes], self.plan, self.firmware, self.faults, self._passes
+        )
         self.firmware.enter(now_ns)
         self.save.open(now_ns, track=track)
         return self.save
 
     def _open_resume(self, now_ns: int) -> ResumeFile:
-        self.resume = ResumeFile(self.memory, self.firmware, self.faults)
+        self.resume = ResumeFile(self.memory, self.firmware, self.faults, self._passes)
         self.firmware.enter(now_ns)
         return self.resume

@@ -3,80 +3,20 @@
 
 Costs are of one VF alone. `Firmware` slows SAVE and LOAD down by processor sharing: each of k commands
 that run at once advances at k**-gamma / (1 + eta * (n - 1)) of full speed, n being the functions of
-that PF with a data file open, busy or not. The figures of connectx7 are fitted to published downtimes;
-how the cost is split between SAVE and LOAD, or between the arcs, nobody has published.
+that PF with a data file open, busy or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from math import ceil
 
-MIB = 1 << 20
-_MS = 1_000_000
+from mockdev.device.cards.connectx7 import CONNECTX7 as CONNECTX7
+from mockdev.device.profile import MIB as MIB
+from mockdev.device.profile import Profile as Profile
+
 _SLACK_NS = 0.001  # what rounding of shared work may leave over at the end of a command
 
-
-@dataclass(frozen=True)
-class Profile:
-    """Nanoseconds that commands take on an otherwise idle PF.
-
-    records: whether the stream has mlx5's records; else it is the bare bytes of the image.
-    config_per_function_ns: loading the PCI config of one device, for each function of its PF.
-    """
-
-    name: str
-    records: bool = True
-    save_fixed_ns: int = 0
-    save_mib_ns: int = 0
-    load_fixed_ns: int = 0
-    load_mib_ns: int = 0
-    gamma: float = 0.0
-    eta: float = 0.0
-    suspend_initiator_ns: int = 0
-    suspend_responder_ns: int = 0
-    resume_responder_ns: int = 0
-    resume_initiator_ns: int = 0
-    query_ns: int = 0
-    reset_ns: int = 0
-    config_per_function_ns: int = 0
-
-    @property
-    def free(self) -> bool:
-        """Whether nothing costs time, so that no call ever says NotYet and the PF's devices share nothing."""
-        return self == Profile(self.name, self.records)
-
-    def save_ns(self, size: int) -> int:
-        """Cost of a SAVE of `size` bytes."""
-        return self.save_fixed_ns + self.save_mib_ns * size // MIB
-
-    def load_ns(self, size: int) -> int:
-        """Cost of a LOAD of `size` bytes."""
-        return self.load_fixed_ns + self.load_mib_ns * size // MIB
-
-    def at_rate(self, bytes_per_s: int) -> Profile:
-        """The same with SAVE and LOAD at this rate each, and nothing fixed."""
-        mib_ns = MIB * 1_000_000_000 // bytes_per_s
-        return replace(self, save_fixed_ns=0, save_mib_ns=mib_ns, load_fixed_ns=0, load_mib_ns=mib_ns)
-
-
-CONNECTX7 = Profile(
-    "connectx7",
-    save_fixed_ns=_MS // 2,
-    save_mib_ns=_MS * 9 // 8,
-    load_fixed_ns=_MS // 2,
-    load_mib_ns=_MS * 9 // 8,
-    gamma=0.5,
-    eta=0.5,
-    suspend_initiator_ns=7 * _MS,
-    suspend_responder_ns=10 * _MS,
-    resume_responder_ns=4 * _MS,
-    resume_initiator_ns=6 * _MS,
-    query_ns=_MS // 5,
-    reset_ns=100 * _MS,
-    config_per_function_ns=_MS * 35 // 2,
-)
 UNLIMITED = Profile("unlimited")
 OPAQUE = Profile("opaque", records=False)
 

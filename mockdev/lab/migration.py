@@ -10,8 +10,10 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ import msgspec
 import mockdev
 from mockdev.clock import Clock, wall_offset_ns
 from mockdev.lab.outcome import EndpointStatus, Outcome, summarise
+from mockdev.lab.qemu import QemuError
 from mockdev.lab.qemu_end import QemuEnd, Vm
 from mockdev.runtime.config import EndpointConfig, MigrationConfig
 from mockdev.runtime.session import Result, describe_error
@@ -30,6 +33,7 @@ from mockdev.runtime.transports import MemoryNet
 Progress = dict[str, Any]
 ROLES = ("target", "source")
 _CANCEL_S = 10.0  # what endpoints get to end after a cancel or the other's end, over their own deadline
+_RECORDED_BYTES = 1 << 20  # of each device's state when a machine is recorded: a template keeps none of it
 _GRACE_S = 3.0  # what a QEMU gets to notice that the other end has failed
 _BEGIN_S = 300.0  # what they get to make their memory
 
@@ -98,7 +102,48 @@ def run_migration(
     """
     config.check()
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(config, folder, on_progress or (lambda _: None), cancel or Cancel(), pair or Pair())
+    pair = pair or Pair()
+    with ExitStack() as stack:
+        template = ""
+        if pair.source is None and pair.target is not None:
+            template = str(
+                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmig-"))) / "template"
+            )
+            record_template(config, pair.target, Path(template))
+        return _run(config, folder, on_progress or (lambda _: None), cancel or Cancel(), pair, template)
+
+
+def record_template(config: MigrationConfig, vm: Vm, path: Path) -> None:
+    """Keep a QEMU's machine as a template, by having it migrate to a target of ours; see runtime/template.py.
+
+    VfmigError: that migration failed.
+    """
+    small = msgspec.structs.replace(
+        config,
+        state_bytes=_RECORDED_BYTES,
+        precopy_bytes=min(config.precopy_bytes, _RECORDED_BYTES // 2),
+        profile="unlimited",
+        queue_cap_bytes=None,
+        capture="none",
+        faults=(),
+    )
+    quiet = msgspec.structs.replace(vm, trace=False, dump_ram=False)
+    with tempfile.TemporaryDirectory(prefix="vfmig-") as folder:
+        outcome = _run(small, Path(folder), lambda _: None, Cancel(), Pair(source=quiet), str(path))
+    if outcome.outcome != "completed" or not path.exists():
+        why = outcome.target.error or outcome.source.error
+        raise QemuError(f"the machine of {vm.binary} could not be recorded, so a mock cannot play it: {why}")
+
+
+def _run(
+    config: MigrationConfig,
+    folder: Path,
+    on_progress: Callable[[Progress], None],
+    cancel: Cancel,
+    pair: Pair,
+    template: str,
+) -> Outcome:
+    run = _Run(config, folder, on_progress, cancel, pair, template)
     try:
         run.begin()
         run.watch()
@@ -121,8 +166,10 @@ class _Run:
         on_progress: Callable[[Progress], None],
         cancel: Cancel,
         pair: Pair,
+        template: str,
     ) -> None:
         self._pair = pair
+        self._template = template
         self._config = config
         self._folder = folder
         self._on_progress = on_progress
@@ -242,14 +289,21 @@ class _Run:
         )
 
     def _endpoint(self, role: str) -> EndpointConfig:
-        address = (
-            str(self._folder / "socket") if self._config.transport == "unix" and role == "target" else ""
-        )
+        config = self._config
+        if not self._pair.mocks:
+            config = msgspec.structs.replace(
+                config,
+                peer="qemu",
+                switchover_ack=config.precopy_bytes > 0,
+                capture_at="source" if role == "source" else "target",
+            )
+        address = str(self._folder / "socket") if config.transport == "unix" and role == "target" else ""
         return EndpointConfig(
             role="source" if role == "source" else "target",
-            migration=self._config,
+            migration=config,
             folder=str(self._folder),
             address=address,
+            template=self._template,
             clock_offset_ns=self._clock.offset_ns,
         )
 

@@ -62,11 +62,9 @@ class Units:
                     return
                 yield piece
             elif isinstance(self._step, Want):
-                data = self._head(self._step, data)
-                if isinstance(self._step, Want):
-                    if not data:
-                        return
-                    continue
+                data = self._collect(self._step, data)
+                if not self._answer(self._step):
+                    return
                 yield from self._units()
 
     def flush(self) -> Iterator[Piece]:
@@ -97,20 +95,23 @@ class Units:
             self._advance(None)
         return piece, data
 
-    def _head(self, want: Want, data: memoryview) -> memoryview:
-        """Give the syntax what it wants, if it is there; what is left of the data."""
+    def _collect(self, want: Want, data: memoryview) -> memoryview:
+        """Hold what the syntax wants, as far as it is there; what is left of the data."""
         have = len(self._held) - self._taken
         more = len(data) if want.peek else min(len(data), max(0, want.size - have))
         self._held += data[:more]
-        data = data[more:]
-        end = len(self._held) if want.peek else self._taken + want.size
+        return data[more:]
+
+    def _answer(self, want: Want) -> bool:
+        """Give the syntax what it wants; whether it was there."""
         if len(self._held) - self._taken < want.size:
-            return data
+            return False
+        end = len(self._held) if want.peek else self._taken + want.size
         found = bytes(self._held[self._taken : end])
         if not want.peek:
             self._taken = end
         self._advance(found)
-        return data
+        return True
 
     def _units(self) -> Iterator[Piece]:
         """Every frame that the syntax has now read is a unit, its payload included."""

@@ -30,6 +30,38 @@ from mockdev.errors import VfmigError
 
 START_SECONDS_MAX = 20.0
 BINARY = "qemu-system-x86_64"
+INSTALL = (
+    "on Debian 13: apt install qemu-system-x86; on Debian 12, with bookworm-backports among the apt sources: "
+    "apt install -t bookworm-backports qemu-system-x86"
+)
+ALLOW_MEMORY = "sysctl kernel.yama.ptrace_scope=1 (as root), or a container with --cap-add SYS_PTRACE"
+# What a QEMU may print at its end, as an expression, and what to do about it; the first that is found counts.
+_REMEDIES = (
+    (
+        "'vfio-pci' is not a valid device model name",
+        f"this QEMU is built without VFIO; take another: {INSTALL}",
+    ),
+    ("does not accept value 'iommufd'", f"this QEMU is built without iommufd; take another: {INSTALL}"),
+    (
+        "x-migration-max-queued-buffers-size' not found",
+        "this release has no bound on queued buffers: leave out --queue-cap, or take QEMU 11.1",
+    ),
+    (
+        "Address already in use",
+        "another program has that port: leave it to the kernel (port 0), or name another",
+    ),
+    ("cannot set up guest memory", "there is not enough memory for the guest: take a smaller --ram"),
+    (
+        r"to iommufd=\d+: Operation not permitted",
+        f"the memory of a process that we started cannot be had; allow it: {ALLOW_MEMORY}",
+    ),
+    ("could not load PC BIOS", "its firmware is not installed; on Debian: apt install seabios"),
+    (
+        "Could not access KVM",
+        "KVM cannot be had: take --accel tcg, or join the group kvm (adduser $USER kvm)",
+    ),
+    ("unsupported machine type", "take a --machine that this release has (its -machine help lists them)"),
+)
 _QUIT_S = 10.0
 _LINE_BYTES_MAX = 1 << 16
 
@@ -42,10 +74,15 @@ class QemuError(VfmigError):
 
 def find_qemu(path: str | None = None) -> str:
     """The QEMU binary to use. QemuError when there is none."""
-    found = shutil.which(path or BINARY)
-    if found is None:
-        raise QemuError(f"{path or BINARY} is not installed; on Debian: apt install qemu-system-x86")
-    return found
+    wanted = path or BINARY
+    found = shutil.which(wanted)
+    if found is not None:
+        return found
+    if os.sep not in wanted:
+        raise QemuError(f"{wanted} is not installed; {INSTALL}")
+    if not os.path.exists(wanted):
+        raise QemuError(f"there is no {wanted}; give the path of a {BINARY}, or install one: {INSTALL}")
+    raise QemuError(f"{wanted} is no program that we may run: not executable (chmod +x), or no file")
 
 
 @lru_cache
@@ -59,9 +96,8 @@ def qemu_version(binary: str) -> tuple[int, int, int]:
         raise QemuError(f"{binary} cannot be run: {error}") from None
     match = re.search(r"version (\d+)\.(\d+)\.(\d+)", done.stdout)
     if match is None:
-        raise QemuError(
-            f"{binary} is no QEMU: {(done.stdout + done.stderr).strip()[:200] or 'it says nothing'}"
-        )
+        said = (done.stdout + done.stderr).strip().partition("\n")[0][:200]
+        raise QemuError(f"{binary} is no QEMU of any release; --version says {said or 'nothing'}")
     major, minor, micro = map(int, match.groups())
     return major, minor, micro
 
@@ -154,6 +190,7 @@ class Qemu:
         environment = dict(os.environ)
         package = str(Path(mockdev.__file__).parent.parent)  # also where it is not installed
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
+        environment["TMPDIR"] = self._folder  # what it makes there goes with the folder, even if it is killed
         process = subprocess.Popen(
             self.supervisor,
             stdin=subprocess.PIPE,
@@ -190,8 +227,10 @@ class Qemu:
         raise self._failure(f"QEMU was not started: {why}")
 
     def _failure(self, what: str) -> QemuError:
+        printed = self.printed
+        remedy = next((f": {remedy}" for sign, remedy in _REMEDIES if re.search(sign, printed)), "")
         return QemuError(
-            f"{what}\n  command: {shlex.join(self.command)}\n  output: {self.printed or '(none)'}"
+            f"{what}{remedy}\n  command: {shlex.join(self.command)}\n  output: {printed or '(none)'}"
         )
 
     def _connect(self) -> None:
@@ -199,8 +238,10 @@ class Qemu:
         if self._lent:
             self._started(deadline)
         while True:
-            if self.ended is not None:
-                raise self._failure(f"QEMU exited with {self.ended} at start")
+            status = self.ended
+            if status is not None:
+                how = f"exited with {status}" if status >= 0 else f"was killed by signal {-status}"
+                raise self._failure(f"QEMU {how} at start")
             try:
                 if os.path.exists(self._socket):
                     self._loop.run_until_complete(self._client.connect(self._socket))
@@ -208,7 +249,10 @@ class Qemu:
             except ConnectError:
                 pass  # the socket exists a moment before QEMU listens on it
             if time.monotonic() > deadline:
-                raise self._failure(f"QEMU's QMP socket did not come within {START_SECONDS_MAX:.0f} s")
+                raise self._failure(
+                    f"QEMU's QMP socket did not come within {START_SECONDS_MAX:.0f} s: is "
+                    f"{self.command[0]} a QEMU, and not a script that waits?"
+                )
             time.sleep(0.005)
 
     def __enter__(self) -> Qemu:

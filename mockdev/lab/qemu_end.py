@@ -22,7 +22,7 @@ from mockdev.attach.control import ask
 from mockdev.errors import VfmigError
 from mockdev.lab.endpoint import EXIT_BEGIN
 from mockdev.lab.outcome import EndpointStatus
-from mockdev.lab.qemu import Qemu, QemuError, find_qemu, qemu_version
+from mockdev.lab.qemu import INSTALL, Qemu, QemuError, find_qemu, qemu_version
 from mockdev.runtime.config import FIRST_SLOT, MigrationConfig
 
 TRACES = ("vfio_*", "multifd_*", "migrate_*", "migration_*", "savevm_*", "loadvm_*", "source_*")
@@ -55,7 +55,7 @@ def check_release(binary: str) -> str:
     release = qemu_version(found)
     named = ".".join(map(str, release))
     if release < _LEAST_RELEASE:
-        raise QemuError(f"{found} is QEMU {named}; device state over multifd came with 10.0")
+        raise QemuError(f"{found} is QEMU {named}; device state over multifd came with 10.0: {INSTALL}")
     return named
 
 

@@ -122,7 +122,7 @@ class Relay:
         self._acceptor.start()
 
     def close(self, drain_s: float = 0.0) -> dict[str, Any]:
-        """Accept no more; let connections end for `drain_s`, then break them off. The result event's fields."""
+        """Accept no more; give connections `drain_s` to end, then break them off. The result's fields."""
         with self._lock:
             self._stopped = True
         self._listener.close()
@@ -248,6 +248,8 @@ class Link:
     def _run(self, lane: Lane) -> None:
         try:
             lane.run()
+        except _GoneError:
+            pass  # what it still said is on its way back in the other lane, which then ends too
         except OSError:
             if not lane.deaf:
                 self.break_off()
@@ -269,6 +271,10 @@ class Link:
             if broken:
                 _reset(sock)
             sock.close()
+
+
+class _GoneError(Exception):
+    """The receiver takes no more."""
 
 
 class Lane:
@@ -304,7 +310,7 @@ class Lane:
             self._recorder.elide(syntax, all_payload=place == "channel.N")
 
     def run(self) -> None:
-        """Pass on what comes until it ends. OSError: a connection broke."""
+        """Pass on what comes until it ends. OSError: the sender broke off. _GoneError: see there."""
         if self._sent and not self._meet():
             return
         buffer = memoryview(bytearray(_BUFFER_BYTES if self._sent else _ANSWER_BYTES))
@@ -421,9 +427,7 @@ class Lane:
                     return
                 continue
             except OSError:
-                if self.deaf:
-                    return
-                raise
+                raise _GoneError from None
             self.moved_bytes += size
             view = view[size:]
 

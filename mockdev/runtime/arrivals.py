@@ -21,11 +21,22 @@ from mockdev.wire.structs import MULTIFD_INIT, MULTIFD_MAGIC, STREAM_MAGIC
 
 
 class Arrivals:
-    """The connections of one source. run_channel: the rest of a channel's thread, with its reader."""
+    """The connections of one source.
 
-    def __init__(self, session: Session, channels: int, run_channel: Callable[[Reader], None]) -> None:
+    wrong_uuid: what is wrong with a channel's uuid, "" when nothing; called for one channel after the other.
+    run_channel: the rest of a channel's thread, with its reader.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        channels: int,
+        wrong_uuid: Callable[[bytes], str],
+        run_channel: Callable[[Reader], None],
+    ) -> None:
         self._session = session
         self._channels = channels
+        self._wrong_uuid = wrong_uuid
         self._run_channel = run_channel
         self._changed = threading.Condition()
         self._named: set[int] = set()
@@ -59,13 +70,11 @@ class Arrivals:
     def name_channel(self, frame: InitFrame, reader: Reader) -> int:
         """Take a channel's init packet; its number. RemoteProtocolError: not one of ours."""
         head = frame.head
-        wrong = field = ""
-        if head.id >= self._channels:
-            wrong, field = f"channel number {head.id}, of {self._channels} channels", "id"
-        elif head.uuid != self._session.migration.uuid_bytes:
-            wrong, field = f"the uuid {head.uuid.hex()} of another VM", "uuid"
         with self._changed:
-            if head.id in self._named:
+            wrong, field = self._wrong_uuid(head.uuid), "uuid"
+            if head.id >= self._channels:
+                wrong, field = f"channel number {head.id}, of {self._channels} channels", "id"
+            elif head.id in self._named:
                 wrong, field = f"channel number {head.id} came a second time", "id"
             if not wrong:
                 self._named.add(head.id)

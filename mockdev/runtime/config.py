@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -11,7 +12,9 @@ import msgspec
 from mockdev.device.image import PAGE_SIZE
 from mockdev.device.timing import MIB, PROFILES
 from mockdev.errors import VfmigError
+from mockdev.faultspec import parse_all
 from mockdev.wire.dialect import dialect
+from mockdev.wire.mainstream import is_vfio
 from mockdev.wire.structs import CHANNELS_MAX, VFIO_BUFFER_BYTES_MAX
 
 FIRST_SLOT = 2  # PCI slots 0 and 1 of QEMU's pc machine are taken
@@ -19,31 +22,41 @@ VFS_MAX = 30  # slots 2 to 31 of one bus
 
 
 class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """One migration of mock devices between two endpoints of ours.
+    """One migration of mock devices, of which one endpoint of ours, or both, take part.
 
-    vfs: number of devices; state_bytes: of each. channels: multifd connections; 0 only with transfer
+    peer: what an endpoint's other end is: an endpoint of ours with our own small machine, or a QEMU with any
+    machine. vfs: number of devices (0 only with a QEMU); state_bytes: of each. device_names: the idstr of
+    each one's section, () for slot 2 and those after it. channels: multifd connections; 0 only with transfer
     "main": then RAM too goes over the main channel. transfer: how device state goes. profile: what device
     commands cost (device/timing.py). precopy_bytes: of each state, may be sent before the stop; 0: off.
     queue_cap_bytes: per device at the target, None: none. load_threads: None: the receiving threads load
     when the profile costs nothing, else one thread per device. zero_pages: who finds zero pages, as QEMU's
     zero-page-detection. capture: what the endpoints' tap keeps; capture_at: which endpoint. uuid: of
-    the VM, as text. dialect: the release whose machine type is spoken.
+    the VM, as text; a QEMU's machine has its own. dialect: the release whose machine type is spoken.
+
+    switchover_ack: the target says when it has the first of each device's PRE_COPY state, and the source
+    stops the VM no sooner. ram_bytes_max: RAM that a QEMU's machine may have, at most.
 
     buffer_bytes: of one device-state buffer. chunk_bytes: of one SAVE. in_flight_max: device buffers being
     sent at once, None: one per channel, so that all are used alike. pool_bytes_max: of received and not
     loaded buffers. socket_buffer_bytes: 0: the system's own, None: what suits the number of channels.
-    idle_timeout_s: silence on all connections that ends an endpoint.
+    idle_timeout_s: silence on all connections that ends an endpoint. faults: what goes wrong, as in
+    faultspec.py; an endpoint carries out those of its devices.
     """
 
+    peer: Literal["mock", "qemu"] = "mock"
     vfs: int = 4
+    device_names: tuple[str, ...] = ()
     state_bytes: int = 100 * MIB
     channels: int = 6
     transfer: Literal["multifd", "main"] = "multifd"
     profile: str = "connectx7"
     precopy_bytes: int = 0
+    switchover_ack: bool = False
     queue_cap_bytes: int | None = None
     load_threads: int | None = None
     ram_bytes: int = 16 * MIB
+    ram_bytes_max: int = 4096 * MIB
     zero_pages: Literal["multifd", "legacy", "none"] = "multifd"
     capture: Literal["full", "headers", "none"] = "full"
     capture_at: Literal["source", "target"] = "source"
@@ -57,15 +70,16 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
     pool_bytes_max: int = 256 * MIB
     socket_buffer_bytes: int | None = None
     idle_timeout_s: float = 30.0
+    faults: tuple[str, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:
         """The idstr of each device's section."""
-        return tuple(f"0000:00:{FIRST_SLOT + n:02x}.0/vfio" for n in range(self.vfs))
+        return self.device_names or tuple(f"0000:00:{FIRST_SLOT + n:02x}.0/vfio" for n in range(self.vfs))
 
     @property
     def machine(self) -> str:
-        """The machine type that the stream names."""
+        """The machine type that our own source names."""
         return f"pc-i440fx-{self.dialect}"
 
     @property
@@ -78,6 +92,7 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
         for wrong, message in self._rules():
             if wrong:
                 raise VfmigError(message)
+        parse_all(self.faults, self.vfs, self.channels)
         try:
             known = dialect(self.dialect)
         except KeyError as error:
@@ -93,8 +108,18 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
         lowest = 1 if self.transfer == "multifd" else 0
+        fewest = 0 if self.peer == "qemu" else 1
+        names = self.device_names
         return (
-            (not 1 <= self.vfs <= VFS_MAX, f"{self.vfs} devices, not 1 to {VFS_MAX}"),
+            (not fewest <= self.vfs <= VFS_MAX, f"{self.vfs} devices, not {fewest} to {VFS_MAX}"),
+            (
+                bool(names) and len(set(names)) != self.vfs,
+                f"{len(set(names))} different device names for {self.vfs} devices",
+            ),
+            (
+                not all(is_vfio(name) and name.isascii() and len(name) < 256 for name in names),
+                f"not all are names of VFIO sections, like 0000:00:02.0/vfio: {', '.join(names)}",
+            ),
             (self.state_bytes < 1, f"a device state of {self.state_bytes} bytes"),
             (
                 not lowest <= self.channels <= CHANNELS_MAX,
@@ -117,6 +142,7 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
                 self.ram_bytes < 0 or self.ram_bytes % PAGE_SIZE != 0,
                 f"RAM of {self.ram_bytes} bytes is not a number of {PAGE_SIZE}-byte pages",
             ),
+            (self.ram_bytes_max < 0, f"RAM of at most {self.ram_bytes_max} bytes"),
             (
                 not 1 <= self.buffer_bytes <= VFIO_BUFFER_BYTES_MAX,
                 f"buffers of {self.buffer_bytes} bytes, not 1 to {VFIO_BUFFER_BYTES_MAX}",
@@ -138,11 +164,25 @@ class EndpointConfig(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint of a migration.
 
     address: "host:port" or a path; where the target listens ("" or port 0: any), where the source connects.
-    folder: where the journal and the capture go. clock_offset_ns: see mockdev/clock.py.
+    folder: where the journal and the capture go. clock_offset_ns: see mockdev/clock.py. template: a file with
+    the machine of a QEMU (runtime/template.py): written by a target, if named, and played by a source to
+    a QEMU.
     """
 
     role: Literal["source", "target"]
     migration: MigrationConfig
     folder: str
     address: str = ""
+    template: str = ""
     clock_offset_ns: int | None = None
+
+    def check(self) -> None:
+        """VfmigError, naming the value, when this endpoint cannot be."""
+        self.migration.check()
+        qemu = self.migration.peer == "qemu"
+        if self.template and not qemu:
+            raise VfmigError("a template is for a migration whose other end is a QEMU")
+        if qemu and self.role == "source" and not self.template:
+            raise VfmigError("a source needs a template to play the machine of a QEMU")
+        if qemu and self.role == "target" and self.template and not Path(self.template).parent.is_dir():
+            raise VfmigError(f"there is no folder for the template {self.template}")

@@ -25,8 +25,8 @@ from mockdev.wire.channel import MULTIFD, Course, Event
 
 class SendPump:
     """All channels of a source. `plan` is guarded by one lock, shared by two conditions: `_work` for
-    channels that wait for work, `_progress` for everyone else. on_broken: called by a thread whose connection
-    broke, before it fails: to wait for a better reason."""
+    channels that wait for work, `_progress` for everyone else. uuid: of the VM. on_broken: called by a thread
+    whose connection broke, before it fails: to wait for a better reason."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class SendPump:
         slots: Sequence[Slot],
         ram: GuestRam,
         connections: Sequence[Connection],
+        uuid: bytes,
         on_broken: Callable[[], None],
     ) -> None:
         migration = session.migration
@@ -41,6 +42,7 @@ class SendPump:
         self._slots = slots if migration.transfer == "multifd" else ()
         self._ram = ram
         self._connections = connections
+        self._uuid = uuid
         self._on_broken = on_broken
         in_flight = migration.in_flight_max or max(1, len(connections))
         names = [slot.idstr for slot in self._slots]
@@ -120,7 +122,7 @@ class SendPump:
         connection = self._connections[number]
         course = Course(MULTIFD, connection.name, local=True)
         course.take(Event.INIT)
-        connection.send((writer.init_packet(number, self._session.migration.uuid_bytes),))
+        connection.send((writer.init_packet(number, self._uuid),))
         channel = str(number)
         done = False
         while (work := self._next(number, done)) is not None:
@@ -196,7 +198,7 @@ class SendPump:
         course.take(Event.RAM)
         packet = work.packet
         head = writer.ram_packet(work.packet_num, packet.block, packet.normal, packet.zero)
-        connection.send((head,), self._ram.runs(packet.normal))
+        connection.send((head,), self._ram.send_packet(packet))
 
     def _wait(self, condition: threading.Condition) -> None:
         self._session.check()

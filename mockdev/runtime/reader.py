@@ -35,16 +35,17 @@ class Reader:
 
     def peek(self, size: int, what: str) -> memoryview:
         """All that is buffered, at least `size` bytes but for the end of the stream."""
-        self._fill(size, what)
+        self._fill(size, what, self._ahead)
         return memoryview(self._buffer)[self._start : self._end]
 
     def want(self, want: Want) -> bytes | memoryview:
         """The bytes that a syntax waits for."""
         size = want.size
         if self._end - self._start < size:
-            self._fill(size, want.what)
+            # Who peeks for one byte more each time gets many: a search stays near linear.
+            self._fill(size, want.what, max(self._ahead, size + size // 4) if want.peek else self._ahead)
         if want.peek:
-            return bytes(self._buffer[self._start : self._end])
+            return bytes(memoryview(self._buffer)[self._start : self._end])
         have = self._end - self._start
         if have < size:
             if have == 0 and want.may_end:
@@ -82,15 +83,16 @@ class Reader:
             self.payload(scratch[:part], what)
             size -= part
 
-    def _fill(self, size: int, what: str) -> None:
+    def _fill(self, size: int, what: str, ahead: int) -> None:
+        """Have `size` bytes in the buffer, and up to `ahead` if they have come."""
         if self._start == self._end:
             self._start = self._end = 0
-        if self._start + max(size, self._ahead) > len(self._buffer):
+        if self._start + max(size, ahead) > len(self._buffer):
             rest = self._buffer[self._start : self._end]
-            self._buffer = rest + bytearray(2 * max(size, self._ahead))
+            self._buffer = rest + bytearray(2 * max(size, ahead))
             self._start, self._end = 0, len(rest)
         while self._end - self._start < size:
-            limit = self._start + max(size, self._ahead)
+            limit = self._start + max(size, ahead)
             count = self.connection.recv_into(memoryview(self._buffer)[self._end : limit], what)
             if not count:
                 return

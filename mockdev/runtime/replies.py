@@ -28,6 +28,7 @@ class Replies:
         self._connection = connection
         self._changed = threading.Condition()
         self.shut: int | None = None
+        self._acks = 0
         self.ended = False
         self.refused = False
         self._started = False
@@ -63,6 +64,15 @@ class Replies:
                 self._changed, lambda: self.shut is not None, lambda: "the target never sent SHUT"
             )
 
+    def wait_acks(self, count: int) -> None:
+        """Wait until SWITCHOVER_ACK has come this many times."""
+        with self._changed:
+            self._session.wait_for(
+                self._changed,
+                lambda: self._acks >= count,
+                lambda: f"the target sent {self._acks} of {count} SWITCHOVER_ACKs",
+            )
+
     def verdict(self) -> None:
         """After a connection broke: give what the target says of it a moment to arrive."""
         with self._changed:
@@ -92,7 +102,12 @@ class Replies:
             if item.data != PING.to_bytes(4, "big"):
                 raise self._wrong(item, f"PONG {value} for PING {PING}", "PONG")
             self._session.mark("pong", value)
-        elif item.type != ReturnPath.SWITCHOVER_ACK:
+        elif item.type == ReturnPath.SWITCHOVER_ACK:
+            self._session.mark("switchover-ack")
+            with self._changed:
+                self._acks += 1
+                self._changed.notify_all()
+        else:
             raise self._wrong(item, f"message of type {item.type} in a precopy migration", "type")
 
     def _wrong(self, item: ReturnPathItem, message: str, field: str) -> RemoteProtocolError:

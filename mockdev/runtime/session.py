@@ -50,7 +50,7 @@ class Session:
     """
 
     def __init__(self, config: EndpointConfig) -> None:
-        config.migration.check()
+        config.check()
         folder = Path(config.folder)
         self.config = config
         self.migration = config.migration
@@ -72,7 +72,8 @@ class Session:
             Begin(
                 t=self.clock.now_ns(),
                 role=config.role,
-                uuid=config.migration.uuid,
+                # What a QEMU's machine has is not ours to say.
+                uuid="" if config.migration.peer == "qemu" else config.migration.uuid,
                 queue_cap=config.migration.queue_cap_bytes,
                 config=msgspec.to_builtins(config.migration),
             )
@@ -149,6 +150,12 @@ class Session:
             self.check()
             self._committed = True
 
+    def settle(self) -> None:
+        """It has ended, one way or the other: one may wait again, and no further cancel breaks in."""
+        with self._lock:
+            self._committed = True
+            self.stopped.clear()
+
     # -- the run -------------------------------------------------------------------------------------
 
     def cancel(self, why: str = "cancelled by the user") -> None:
@@ -176,8 +183,8 @@ class Session:
         if not self._cpu_end_ns:
             self._cpu_end_ns = cpu_ns()
 
-    def finish(self, cause: BaseException | None, *, runs: bool) -> Result:
-        """Close everything, write the last lines; the result."""
+    def finish(self, cause: BaseException | None, *, runs: bool, complaint: str = "") -> Result:
+        """Close everything, write the last lines; the result. complaint: what else is not whole."""
         for connection in self._connections:
             connection.close()
         self.tap.close()
@@ -190,7 +197,7 @@ class Session:
         cpu = self._cpu_end_ns - self._cpu_start_ns if self._cpu_start_ns else 0
         moved = self.moved_bytes
         self.journal.write(End(t=self.clock.now_ns(), outcome=outcome, runs=runs, bytes=moved, cpu_ns=cpu))
-        complaint = "; ".join(filter(None, (self.tap.complaint, self.journal.lost)))
+        complaint = "; ".join(filter(None, (complaint, self.tap.complaint, self.journal.lost)))
         self.journal.close()
         return Result(outcome, error, runs, moved, cpu, complaint)
 

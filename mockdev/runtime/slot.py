@@ -11,13 +11,16 @@ from typing import TypeVar
 
 import xxhash
 
+from mockdev.device.config import parse_config_state
 from mockdev.device.device import Device, Precopy
+from mockdev.device.faults import device_faults
 from mockdev.device.files import DataFile, NotYet
 from mockdev.device.image import Pattern
 from mockdev.device.resuming import ResumeFile
 from mockdev.device.saving import Plan, SaveFile
 from mockdev.device.timing import PROFILES, Firmware, Profile
 from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
+from mockdev.faultspec import parse_all
 from mockdev.journal import Image, Verified
 from mockdev.journal import State as StateLine
 from mockdev.memory import allocate
@@ -30,6 +33,13 @@ T = TypeVar("T")
 
 _CONFIG_STATE = VfioTag.DEV_CONFIG_STATE.to_bytes(8, "big")
 _END_OF_STATE = VfioTag.END_OF_STATE.to_bytes(8, "big")
+_IDENTITY = {  # what no presentation changes
+    "vendor": slice(0x00, 0x02),
+    "device": slice(0x02, 0x04),
+    "class": slice(0x08, 0x0C),
+    "subsystem vendor": slice(0x2C, 0x2E),
+    "subsystem": slice(0x2E, 0x30),
+}
 _PRECOPY = (State.PRE_COPY, State.PRE_COPY_P2P)
 
 
@@ -41,7 +51,9 @@ def is_free(profile: Profile) -> bool:
 class Slot:
     """One device of an endpoint. Calls wait as long as the device takes, unless they say otherwise.
 
-    bytes_passed: of its stream, saved or loaded here. One thread at a time may read, and one may load.
+    foreign: the other end is a QEMU, which presents the device's PCI side in its own way. config: the PCI
+    state that was loaded. bytes_passed: of its stream, saved or loaded here. One thread at a time may read,
+    and one may load.
     Errors: DeviceError, named after the device; StoppedError when the session ends meanwhile.
     """
 
@@ -49,6 +61,8 @@ class Slot:
         self.session = session
         self.idstr = idstr
         self.device = device
+        self.foreign = session.migration.peer == "qemu"
+        self.config = b""
         self.file: DataFile | None = None
         self.configured = False
         self.bytes_passed = 0
@@ -164,8 +178,28 @@ class Slot:
     def load_config(self, config: bytes) -> None:
         """Load the PCI state."""
         self._config_digest = _text(xxhash.xxh3_128(config))
+        if self.foreign:
+            self.appear(config)
         self._call(lambda now_ns: self.device.load_config(now_ns, config))
         self.configured = True
+        self.config = config
+
+    def appear(self, config: bytes) -> None:
+        """Look the way a QEMU presents the device, which leaves capabilities out and changes others.
+
+        RemoteProtocolError: the PCI state is none, or another kind of device's.
+        """
+        pci = self.device.pci
+        state = parse_config_state(config, pci.identity.vectors)
+        for name, place in _IDENTITY.items():
+            if state.config[place] != pci.config[place]:
+                raise RemoteProtocolError(
+                    f"{self.idstr}: {name} {_shown(state.config[place])}, here {_shown(pci.config[place])}",
+                    field="config",
+                )
+        pci.config[:] = state.config
+        pci.msix_table[:] = state.msix_table
+        pci.msix_pending[:] = state.msix_pending
 
     # -- what it came to -----------------------------------------------------------------------------
 
@@ -240,14 +274,20 @@ def make_slots(session: Session, *, filled: bool) -> list[Slot]:
     shared = threading.Lock()
     plan = Plan(precopy_bytes=migration.precopy_bytes, chunk_bytes=migration.chunk_bytes)
     slots = []
-    for idstr in migration.devices:
+    specs = parse_all(migration.faults, migration.vfs, migration.channels)
+    for number, idstr in enumerate(migration.devices):
         memory = allocate(migration.state_bytes, session.check)
         if filled:
             Pattern(migration.seed, idstr).fill(memory)
-        device = Device(idstr, memory, firmware, plan=plan)
+        faults = device_faults(specs, session.config.role, number)
+        device = Device(idstr, memory, firmware, plan=plan, faults=faults)
         # Without costs the devices share nothing, and each may be in another thread's hands.
         slots.append(Slot(session, idstr, device, threading.Lock() if free else shared))
     return slots
+
+
+def _shown(little_endian: bytes | bytearray) -> str:
+    return little_endian[::-1].hex()
 
 
 def _text(digest: xxhash.xxh3_128) -> str:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The source of a migration: its main channel from the header to SHUT, in QEMU's order.
 
+It plays our own small machine, or that of a template to a QEMU.
+
 Source: QEMU migration/migration.c: migration_thread, migration_completion; migration/savevm.c:
 qemu_savevm_state_setup, qemu_savevm_state_complete_precopy; hw/vfio/migration.c: vfio_save_setup,
 vfio_save_iterate, vfio_save_complete_precopy, vfio_save_state
@@ -9,13 +11,17 @@ vfio_save_iterate, vfio_save_complete_precopy, vfio_save_state
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mockdev.errors import DeviceError, VfmigError
 from mockdev.journal import Saved, Sent
+from mockdev.runtime import template
 from mockdev.runtime.config import EndpointConfig
+from mockdev.runtime.machine import RAM, Machine, Section, own_machine
 from mockdev.runtime.pump import SendPump
-from mockdev.runtime.ram import BLOCK, GuestRam
+from mockdev.runtime.ram import RamBlock, own_ram
 from mockdev.runtime.replies import PING, Replies
 from mockdev.runtime.session import Result, Session
 from mockdev.runtime.slot import Slot, make_slots
@@ -31,41 +37,66 @@ from mockdev.runtime.transports import (
 from mockdev.vfio.uapi import State
 from mockdev.wire import writer
 from mockdev.wire.channel import MAIN, Course, Event
+from mockdev.wire.dialect import dialect_of_machine, flushes_per_section
+from mockdev.wire.mainstream import is_vfio
 from mockdev.wire.structs import Command, RamFlag, Tag, VfioTag
 
-_RAM_VERSION = 4
-_VFIO_VERSION = 1
 _EVENTS = {
     Tag.SECTION_START: Event.START,
     Tag.SECTION_PART: Event.PART,
     Tag.SECTION_END: Event.END,
     Tag.SECTION_FULL: Event.FULL,
 }
-
-
-_RAM_ID = 1  # section ids: RAM, the devices, globalstate
+Pages = Mapping[RamBlock, Sequence[int]]  # offsets by block
 
 
 class Source:
-    """One source. memory: the way to a target in the same process, for transport "memory"."""
+    """One source. memory: the way to a target in the same process, for transport "memory".
+
+    VfmigError: the configuration cannot be run, or its template cannot be played.
+    """
 
     def __init__(self, config: EndpointConfig, memory: MemoryNet | None = None) -> None:
+        config.check()
+        migration = config.migration
+        self._recorded: template.Template | None = None
+        self._machine = own_machine(migration)
+        if config.template:
+            self._recorded = template.load(Path(config.template), migration.ram_bytes_max)
+            self._machine = self._recorded.machine
+            _check_template(config, self._machine)
         self.session = Session(config)
         self._config = config
-        self._migration = config.migration
+        self._migration = migration
         self._memory = memory
-        self._multifd = config.migration.transfer == "multifd"
+        self._multifd = migration.transfer == "multifd"
         self._course = Course(MAIN, "main", local=True)
         self._slots: list[Slot] = []
         self._replies: Replies | None = None
         self._ended = False  # the end of the stream was sent: the target may run
         self._described: list[dict[str, object]] = []
+        # The ids of RAM and of each device, by idstr.
+        self._ids = {s.idstr: s.id for s in self._machine.sections if s.tag == Tag.SECTION_START}
+        self._uuid = migration.uuid_bytes if self._machine.uuid is None else self._machine.uuid
+        per_section = self._machine.flush_per_section
+        self._flush_per_section = (
+            flushes_per_section(self._machine.type) if per_section is None else per_section
+        )
+        known = dialect_of_machine(self._machine.type)
+        self._ack_each = known is not None and known.repeated_switchover_ack
+        self._initial_sent: set[str] = set()
 
     def prepare(self) -> None:
         """Make devices and RAM, filled."""
-        if not self._slots:
-            self._slots = make_slots(self.session, filled=True)
-            self._ram = GuestRam(self._migration.ram_bytes, self._migration.seed, filled=True)
+        if self._slots:
+            return
+        self._slots = make_slots(self.session, filled=True)
+        if self._recorded is None:
+            self._ram = own_ram(self._migration.ram_bytes, self._migration.seed, filled=True)
+            return
+        self._ram = self._recorded.ram
+        for slot in self._slots:
+            slot.appear(self._machine.configs[slot.idstr])
 
     def run(self, address: str = "") -> Result:
         """Migrate to `address` (default: the configuration's); never raises for what goes wrong in it."""
@@ -85,7 +116,7 @@ class Source:
         self._main = self._connect("main")
         channels = [self._connect(str(number)) for number in range(migration.channels)]
         self._replies = Replies(session, self._main)
-        self._pump = SendPump(session, self._slots, self._ram, channels, self._replies.verdict)
+        self._pump = SendPump(session, self._slots, self._ram, channels, self._uuid, self._replies.verdict)
         try:
             self._migrate(self._replies)
         except PeerGoneError:
@@ -94,23 +125,31 @@ class Source:
 
     def _migrate(self, replies: Replies) -> None:
         session = self.session
+        phases = self._machine.phases
         session.phase = "set-up"
         self._pump.start()
         self._open(replies)
-        self._start_sections()
+        for section in phases.setup:
+            self._setup(section)
         session.phase = "precopy"
         self._iterate()
+        for section in phases.parts:
+            self._section(section, (section.payload or b"",))
+        self._wait_acks(replies)
         session.phase = "switchover"
         self._stop()
-        session.mark("switchover-start")
-        self._send((writer.command(Command.SWITCHOVER_START),), event=Event.SWITCHOVER)
+        if self._machine.switchover_start:
+            session.mark("switchover-start")
+            self._send((writer.command(Command.SWITCHOVER_START),), event=Event.SWITCHOVER)
         self._pump.start_saving()
-        self._end_sections()
+        for section in phases.ends:
+            self._end(section)
         self._pump.join_devices()
-        self._full_sections()
+        for section in phases.devices:
+            self._full(section)
         self._ended = True
         session.mark("end-of-stream")
-        self._send((writer.end_of_stream(self._described),), event=Event.EOF)
+        self._send((self._end_of_stream(),), event=Event.EOF)
         self._course.take(Event.DESCRIPTION)
         session.phase = "wait for the target"
         replies.wait_shut()
@@ -124,7 +163,7 @@ class Source:
         session = self.session
         if self._ended and self._replies is not None and not self._replies.refused:
             return False
-        session.stopped.clear()
+        session.settle()
         try:
             for slot in self._slots:
                 slot.set_state(State.RUNNING)
@@ -155,72 +194,80 @@ class Source:
 
     # -- sections ------------------------------------------------------------------------------------
 
-    def _section(self, tag: Tag, section_id: int, parts: Sequence[Buffer]) -> None:
+    def _section(self, section: Section, parts: Sequence[Buffer]) -> None:
         """A section whose payload is short."""
-        self._send(
-            (self._head(tag, section_id), *parts, writer.section_footer(section_id)), event=_EVENTS[tag]
-        )
+        tag = Tag(section.tag)
+        head = writer.section_head(tag, section.id, section.idstr, section.instance_id, section.version_id)
+        self._send((head, *parts, writer.section_footer(section.id)), event=_EVENTS[tag])
 
-    def _head(self, tag: Tag, section_id: int) -> bytes:
-        if section_id == _RAM_ID:
-            return writer.section_head(tag, section_id, "ram", 0, _RAM_VERSION)
-        name = self._slots[section_id - _RAM_ID - 1].idstr
-        return writer.section_head(tag, section_id, name, 0, _VFIO_VERSION)
-
-    def _device_id(self, device: int) -> int:
-        return _RAM_ID + 1 + device
+    def _head(self, tag: Tag, idstr: str) -> bytes:
+        """The head of a PART or END."""
+        return writer.section_head(tag, self._ids[idstr])
 
     def _open(self, replies: Replies) -> None:
+        machine = self._machine
         self._course.take(Event.HEADER)
         self._send((writer.stream_header(),))
-        self._send((writer.configuration(self._migration.machine),), event=Event.CONFIGURATION)
+        uuid = self._uuid if machine.uuid_validated else None
+        named = writer.configuration(machine.type, capabilities=machine.capabilities, uuid=uuid)
+        self._send((named,), event=Event.CONFIGURATION)
         self._send((writer.command(Command.OPEN_RETURN_PATH),), event=Event.COMMAND)
         self.session.group.start("return path", replies.run)
         self.session.mark("ping", PING)
         self._send((writer.ping(PING),), event=Event.COMMAND)
 
-    def _start_sections(self) -> None:
-        parts = [writer.ram_blocks(self._ram.blocks)]
-        self._section(Tag.SECTION_START, _RAM_ID, (*parts, *self._flush(), writer.ram_mark(RamFlag.EOS)))
-        for device, slot in enumerate(self._slots):
+    def _setup(self, section: Section) -> None:
+        """A START, or a FULL that comes early."""
+        if section.idstr == RAM:
+            addresses = self._recorded.addresses if self._recorded is not None else ()
+            blocks = writer.ram_blocks(self._ram.sizes, addresses)
+            self._section(section, (blocks, *self._flush(), writer.ram_mark(RamFlag.EOS)))
+        elif is_vfio(section.idstr):
             if self._migration.precopy_bytes:
-                slot.set_state(State.PRE_COPY)
+                self._slot(section).set_state(State.PRE_COPY)
             tags = (VfioTag.DEV_SETUP_STATE, VfioTag.END_OF_STATE)
-            self._section(Tag.SECTION_START, self._device_id(device), tuple(map(writer.vfio_tag, tags)))
+            self._section(section, tuple(map(writer.vfio_tag, tags)))
+        else:
+            self._section(section, (section.payload or b"",))
+
+    def _slot(self, section: Section) -> Slot:
+        return next(slot for slot in self._slots if slot.idstr == section.idstr)
 
     def _flush(self) -> tuple[bytes, ...]:
         """A SYNC on every channel, and the mark for it on the main channel; nothing without channels."""
         if not self._migration.channels:
             return ()
         self._pump.sync()
-        return (writer.ram_mark(RamFlag.MULTIFD_FLUSH),)
+        return () if self._flush_per_section else (writer.ram_mark(RamFlag.MULTIFD_FLUSH),)
 
     # -- RAM -----------------------------------------------------------------------------------------
 
-    def _ram_section(self, tag: Tag, offsets: Sequence[int]) -> None:
-        ram = self._ram
-        self._send((self._head(tag, _RAM_ID),), event=_EVENTS[tag])
-        if not self._migration.channels:
-            self._ram_on_main(offsets, with_data=True)
-        else:
+    def _ram_section(self, tag: Tag, pages: Pages) -> None:
+        self._send((self._head(tag, RAM),), event=_EVENTS[tag])
+        for block, offsets in pages.items():
+            if not self._migration.channels:
+                self._ram_on_main(block, offsets, with_data=True)
+                continue
             if self._migration.zero_pages == "legacy":
-                self._ram_on_main([o for o in offsets if ram.is_zero(o)], with_data=False)
-                offsets = [o for o in offsets if not ram.is_zero(o)]
-            packets = ram.packets(offsets, find_zero=self._migration.zero_pages == "multifd")
+                zero = [o for o in offsets if block.is_zero(o)]
+                self._ram_on_main(block, zero, with_data=False)
+                named = set(zero)
+                offsets = [o for o in offsets if o not in named]
+            packets = block.packets(offsets, find_zero=self._migration.zero_pages == "multifd")
             self._pump.send_ram(list(packets))
-        end = (writer.ram_mark(RamFlag.EOS), writer.section_footer(_RAM_ID))
+        end = (writer.ram_mark(RamFlag.EOS), writer.section_footer(self._ids[RAM]))
         self._send((*self._flush(), *end))
 
-    def _ram_on_main(self, offsets: Sequence[int], *, with_data: bool) -> None:
+    def _ram_on_main(self, block: RamBlock, offsets: Sequence[int], *, with_data: bool) -> None:
         """Pages as records; without data only zero pages, which the caller has chosen."""
-        name: str | None = BLOCK
+        name: str | None = block.name
         zeros: list[bytes] = []
         for offset in offsets:
-            if not with_data or self._ram.is_zero(offset):
+            if not with_data or block.is_zero(offset):
                 zeros.append(writer.ram_page(RamFlag.ZERO, offset, name))
             else:
                 head = writer.ram_page(RamFlag.PAGE, offset, name)
-                self._send((b"".join(zeros), head), (self._ram.page(offset),))
+                self._send((b"".join(zeros), head), (block.page(offset),))
                 zeros.clear()
             name = None
         if zeros:
@@ -229,30 +276,33 @@ class Source:
     # -- before the stop -----------------------------------------------------------------------------
 
     def _iterate(self) -> None:
-        self._ram_section(Tag.SECTION_PART, self._ram.all_pages())
-        going = [d for d, slot in enumerate(self._slots) if slot.in_precopy]
+        blocks = self._ram.blocks.values()
+        self._ram_section(Tag.SECTION_PART, {block: block.pages() for block in blocks})
+        going = [slot for slot in self._slots if slot.in_precopy]
         while going:
-            going = [device for device in going if self._precopy_part(device)]
+            going = [slot for slot in going if self._precopy_part(slot)]
             if going:
-                self._ram_section(Tag.SECTION_PART, ())
+                self._ram_section(Tag.SECTION_PART, {})
         if self._migration.precopy_bytes:
             self.session.mark("precopy", sum(slot.bytes_passed for slot in self._slots))
 
-    def _precopy_part(self, device: int) -> bool:
+    def _precopy_part(self, slot: Slot) -> bool:
         """One PART with at most one block; whether the device has more before the stop."""
-        slot = self._slots[device]
         try:
             views = slot.read(self._migration.buffer_bytes)
         except DeviceError as error:
             if error.errno != errno.ENOMSG:
                 raise
             views = []
-        self._send((self._head(Tag.SECTION_PART, self._device_id(device)),), event=Event.PART)
+        self._send((self._head(Tag.SECTION_PART, slot.idstr),), event=Event.PART)
         if views:
             self._send_block(slot, views)
-        end = writer.section_footer(self._device_id(device))
-        self._send((writer.vfio_tag(VfioTag.END_OF_STATE), end))
         info = slot.precopy_info()
+        last = VfioTag.END_OF_STATE
+        if self._migration.switchover_ack and not info.initial_bytes and slot.idstr not in self._initial_sent:
+            self._initial_sent.add(slot.idstr)
+            last = VfioTag.DEV_INIT_DATA_SENT
+        self._send((writer.vfio_tag(last), writer.section_footer(self._ids[slot.idstr])))
         return bool(info.initial_bytes or info.dirty_bytes)
 
     def _send_block(self, slot: Slot, views: Sequence[memoryview]) -> None:
@@ -262,6 +312,11 @@ class Source:
         journal.write(Saved(t=clock.now_ns(), device=slot.idstr, idx=-1, size=size))
         self._send((writer.vfio_data(size),), views)
         journal.write(Sent(t=clock.now_ns(), device=slot.idstr, idx=-1, size=size, channel="main"))
+
+    def _wait_acks(self, replies: Replies) -> None:
+        """With switchover-ack: until the target has said that it is ready for the rest."""
+        if self._migration.switchover_ack and self._initial_sent:
+            replies.wait_acks(len(self._initial_sent) if self._ack_each else 1)
 
     def _stop(self) -> None:
         """Stop the VM: all devices quiet towards each other first, then each of them stopped."""
@@ -274,30 +329,70 @@ class Source:
 
     # -- after the stop ------------------------------------------------------------------------------
 
-    def _end_sections(self) -> None:
-        self._ram_section(Tag.SECTION_END, self._ram.dirty_pages())
-        for device, slot in enumerate(self._slots):
-            section_id = self._device_id(device)
-            self._send((self._head(Tag.SECTION_END, section_id),), event=Event.END)
+    def _end(self, section: Section) -> None:
+        if section.idstr == RAM:
+            self._ram_section(Tag.SECTION_END, {b: self._dirty_pages(b) for b in self._ram.blocks.values()})
+        elif is_vfio(section.idstr):
+            slot = self._slot(section)
+            self._send((self._head(Tag.SECTION_END, section.idstr),), event=Event.END)
             if not self._multifd:
                 self._save_on_main(slot)
-            self._send((writer.vfio_tag(VfioTag.END_OF_STATE), writer.section_footer(section_id)))
+            self._send((writer.vfio_tag(VfioTag.END_OF_STATE), writer.section_footer(section.id)))
+        else:
+            self._section(section, (section.payload or b"",))
+
+    def _dirty_pages(self, block: RamBlock) -> Sequence[int]:
+        pages = block.dirty_pages()
+        if self._recorded is None:
+            return pages
+        # A zero page that is named again makes a QEMU touch it, and all its RAM with it, huge page by page.
+        return [offset for offset in pages if not block.is_zero(offset)]
 
     def _save_on_main(self, slot: Slot) -> None:
         slot.set_state(State.STOP_COPY)
         while views := slot.read(self._migration.buffer_bytes):
             self._send_block(slot, views)
 
-    def _full_sections(self) -> None:
-        for device, slot in enumerate(self._slots):
-            payload = writer.vfio_tag(VfioTag.END_OF_STATE)
-            if not self._multifd:
+    def _full(self, section: Section) -> None:
+        payload = section.payload or b""
+        if is_vfio(section.idstr):
+            if self._multifd:
+                ready = self._machine.config_load_ready
+                payload = writer.vfio_tag(VfioTag.DEV_CONFIG_LOAD_READY if ready else VfioTag.END_OF_STATE)
+            else:
+                slot = self._slot(section)
                 payload = slot.config_payload()
                 slot.journal_image()
-            self._section(Tag.SECTION_FULL, self._device_id(device), (payload,))
-            self._described.append(writer.opaque_description(slot.idstr, 0, len(payload)))
-        section_id = self._device_id(len(self._slots))
-        head = writer.section_head(Tag.SECTION_FULL, section_id, "globalstate", 0, 1)
-        state = writer.globalstate("running")
-        self._send((head, state, writer.section_footer(section_id)), event=Event.FULL)
-        self._described.append(writer.globalstate_description())
+        self._section(section, (payload,))
+        self._describe(section, len(payload))
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    def _describe(self, section: Section, size: int) -> None:
+        """How a FULL section stands in the VM description that we make."""
+        if section.idstr == "globalstate":
+            self._described.append(writer.globalstate_description())
+        else:
+            self._described.append(writer.opaque_description(section.idstr, section.instance_id, size))
+
+    def _end_of_stream(self) -> bytes:
+        """The end mark and the description: ours, or the recorded one with the devices as they were sent."""
+        if not self._machine.description:
+            return writer.end_of_stream(self._described)
+        description = json.loads(self._machine.description)
+        ours = {entry["name"]: entry for entry in self._described if is_vfio(str(entry["name"]))}
+        description["devices"] = [ours.get(entry["name"], entry) for entry in description["devices"]]
+        return writer.described_end(description)
+
+
+def _check_template(config: EndpointConfig, machine: Machine) -> None:
+    """VfmigError when the devices of this migration are not those of the template's machine."""
+    migration = config.migration
+    if set(machine.devices) != set(migration.devices):
+        theirs, ours = ", ".join(machine.devices), ", ".join(migration.devices)
+        raise VfmigError(f"{config.template} has the devices ({theirs}), this migration ({ours})")
+    if machine.devices and migration.transfer == "multifd" and not machine.switchover_start:
+        raise VfmigError(
+            f"{config.template}: a {machine.type} sends no SWITCHOVER_START, so device state cannot go over "
+            "multifd"
+        )

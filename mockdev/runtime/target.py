@@ -8,19 +8,22 @@ migration/multifd.c: multifd_recv_thread; hw/vfio/migration.c: vfio_load_state
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
 from mockdev.device.timing import PROFILES
 from mockdev.errors import RemoteProtocolError, VfmigError
 from mockdev.journal import Verified
 from mockdev.runtime.arrivals import Arrivals
 from mockdev.runtime.config import EndpointConfig
+from mockdev.runtime.expected import AnyMachine, Expected, expected
 from mockdev.runtime.gate import SyncGate
 from mockdev.runtime.inbound import MainInput
 from mockdev.runtime.intake import Intake
-from mockdev.runtime.ram import BLOCK, GuestRam
+from mockdev.runtime.ram import BLOCK, verify_own_ram
 from mockdev.runtime.reader import Reader, frames
 from mockdev.runtime.session import Result, Session, StoppedError
 from mockdev.runtime.slot import Slot, is_free, make_slots
+from mockdev.runtime.template import Recorder, Template, save
 from mockdev.runtime.transports import AnyListener, PeerGoneError, listen, socket_buffer_bytes
 from mockdev.vfio.uapi import State
 from mockdev.wire import writer
@@ -40,7 +43,7 @@ class Target:
 
     def __init__(self, config: EndpointConfig, memory: AnyListener | None = None) -> None:
         migration = config.migration
-        migration.check()
+        config.check()
         self._buffer_bytes = socket_buffer_bytes(migration.channels, migration.socket_buffer_bytes)
         self._listener = memory or listen(migration.transport, config.address, self._buffer_bytes)
         try:
@@ -50,9 +53,12 @@ class Target:
             raise
         self._migration = migration
         self._slots: list[Slot] = []
+        self._expected: Expected | None = None
+        self._recorder = Recorder() if config.template else None
         self._done = False
         self._runs = False
         self._main: Reader | None = None
+        self._input: MainInput | None = None
 
     @property
     def address(self) -> str:
@@ -65,9 +71,11 @@ class Target:
         self._listener.close()
         if cause is not None and self._main is not None:
             self._say_failed(self._main)
+        complaint = ""
         if cause is None:
             self._verify()
-        return self.session.finish(cause, runs=self._runs)
+            complaint = self._save_template()
+        return self.session.finish(cause, runs=self._runs, complaint=complaint)
 
     # -- the whole -----------------------------------------------------------------------------------
 
@@ -75,7 +83,8 @@ class Target:
         """Make devices and RAM, all memory touched. Before the source connects, if it is to be timed."""
         if not self._slots:
             self._slots = make_slots(self.session, filled=False)
-            self._ram = GuestRam(self._migration.ram_bytes, self._migration.seed, filled=False)
+        if self._expected is None:
+            self._expected = expected(self._migration)
 
     def _body(self) -> None:
         session = self.session
@@ -86,7 +95,9 @@ class Target:
         inline = free and migration.load_threads is None
         self._intake = Intake(session, self._slots if multifd else (), inline=inline)
         self._gate = SyncGate(session, migration.channels)
-        self._arrivals = Arrivals(session, migration.channels, self._channel)
+        assert self._expected is not None
+        machine = self._expected
+        self._arrivals = Arrivals(session, migration.channels, machine.uuid, self._channel)
         session.phase = "connect"
         self._main = self._arrivals.accept_all(self._listener, self._buffer_bytes)
         self._listener.close()
@@ -95,7 +106,10 @@ class Target:
             slot.set_state(State.RESUMING)
         if multifd and not inline:
             self._intake.start_loaders(min(migration.load_threads or migration.vfs, migration.vfs))
-        MainInput(session, self._main, self._slots, self._ram, self._gate, self._intake).run()
+        self._input = MainInput(
+            session, self._main, self._slots, machine, self._gate, self._intake, self._recorder
+        )
+        self._input.run()
         self._finish_load()
         session.phase = "goodbye"
         self._intake.wait_closed(_GOODBYE_S)
@@ -103,7 +117,8 @@ class Target:
     def _finish_load(self) -> None:
         """All has come: start the devices, and tell the source."""
         session = self.session
-        missing = self._ram.missing()
+        assert self._expected is not None
+        missing = self._expected.missing()
         if missing:
             raise RemoteProtocolError(missing, channel="main", field="ram")
         for slot in self._slots:
@@ -113,18 +128,22 @@ class Target:
             slot.set_state(State.RUNNING)
         self._runs = True
         session.mark("resume")
-        assert self._main is not None
         self._done = True
-        session.mark("shut", 0)
+        assert self._main is not None
         with suppress(PeerGoneError):  # it may have given up: that cannot change what is true here
-            self._main.connection.send((writer.shut(0),))
+            self._shut(self._main, 0)
         session.timed_end()
 
     def _say_failed(self, main: Reader) -> None:
         with suppress(VfmigError, OSError):
-            self.session.mark("shut", 1)
-            main.connection.send((writer.shut(1),))
+            self._shut(main, 1)
         main.connection.finish()
+
+    def _shut(self, main: Reader, value: int) -> None:
+        """Say how it went, to a source of ours or to one that opened a return path."""
+        if self._migration.peer == "mock" or (self._input is not None and self._input.return_path):
+            self.session.mark("shut", value)
+            main.connection.send((writer.shut(value),))
 
     def _verify(self) -> None:
         """Compare everything with what it must be; outside of anything timed."""
@@ -132,10 +151,27 @@ class Target:
         session.phase = "verify"
         for slot in self._slots:
             slot.verify(self._migration.seed, self._migration.state_bytes)
-        wrong_at = self._ram.verify()
+        machine = self._expected
+        if machine is None or not machine.strict:
+            return  # the RAM of a QEMU's machine follows from no seed
+        wrong_at = verify_own_ram(machine.ram, self._migration.seed)
         session.journal.write(
             Verified(t=session.clock.now_ns(), device=BLOCK, equal=wrong_at is None, wrong_at=wrong_at)
         )
+
+    def _save_template(self) -> str:
+        """Write the template that was asked for; "" or why it could not be written."""
+        machine = self._expected
+        if self._recorder is None or not isinstance(machine, AnyMachine):
+            return ""
+        self.session.phase = "template"
+        configs = {slot.idstr: slot.config for slot in self._slots}
+        kept = Template(self._recorder.machine(machine, configs), machine.ram, machine.addresses)
+        try:
+            save(Path(self.session.config.template), kept)
+        except VfmigError as error:
+            return str(error)
+        return ""
 
     # -- one channel ---------------------------------------------------------------------------------
 
@@ -188,10 +224,10 @@ class Target:
         self._gate.arrive(number)
 
     def _pages(self, frame: RamFrame, reader: Reader) -> None:
-        ram = self._ram
-        ram.check_packet(frame, reader.connection.name)
-        for run in ram.runs(frame.normal):
+        assert self._expected is not None
+        block = self._expected.ram.block_of(frame, reader.connection.name)
+        for run in block.runs(frame.normal):
             reader.payload(run, "RAM pages")
-        ram.came(frame.normal)
+        block.take(frame.normal)
         for offset in frame.zero:
-            ram.came_zero(offset)
+            block.take_zero(offset)

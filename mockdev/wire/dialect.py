@@ -88,6 +88,12 @@ def dialect_of_machine(machine: str) -> Dialect | None:
     return newest if wanted > _version(newest) else None
 
 
+def flushes_per_section(machine: str) -> bool:
+    """Whether a machine type's default is one SYNC per section end, as it was up to release 8.0."""
+    match = re.search(r"-(\d+)\.(\d+)$", machine)
+    return match is not None and (int(match[1]), int(match[2])) <= (8, 0)
+
+
 def _version(entry: Dialect) -> tuple[int, int]:
     major, minor = entry.name.split(".")
     return int(major), int(minor)

@@ -92,14 +92,18 @@ def is_vfio(idstr: str) -> bool:
     return idstr == "vfio" or idstr.endswith("/vfio")
 
 
-def main_channel(page_size: int = PAGE_BYTES) -> Syntax:
-    """Read the main channel from source to target, header first."""
-    return _MainChannel(page_size).run()
+def main_channel(page_size: int = PAGE_BYTES, opaque_bytes_max: int = OPAQUE_BYTES_MAX) -> Syntax:
+    """Read the main channel from source to target, header first.
+
+    opaque_bytes_max: how far the end of a payload of unknown length is searched for.
+    """
+    return _MainChannel(page_size, opaque_bytes_max).run()
 
 
 class _MainChannel:
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, opaque_bytes_max: int) -> None:
         self.page_size = page_size
+        self.opaque_bytes_max = opaque_bytes_max
         self.at = 0
         self.sections: dict[int, Bound] = {}
         self.block = ""
@@ -345,9 +349,11 @@ class _MainChannel:
             size, find = self._payload_end(seen, find, section_id, before_footer, ended)
             if size is None and ended:
                 yield Want(len(seen) + 1, f"section {bound.idstr!r}")  # says where the stream was cut
-            if size is None and len(seen) > OPAQUE_BYTES_MAX:
+            if size is None and len(seen) > self.opaque_bytes_max:
                 raise self.fail(
-                    f"no footer of section {bound.idstr!r} within {OPAQUE_BYTES_MAX} bytes", "footer", start
+                    f"no footer of section {bound.idstr!r} within {self.opaque_bytes_max} bytes",
+                    "footer",
+                    start,
                 )
         yield OpaqueItem(start, size, bound.idstr, bound.instance_id)
         if size:

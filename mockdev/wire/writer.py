@@ -121,13 +121,24 @@ def stream_header() -> bytes:
     return STREAM_HEADER.pack(StreamHeader())
 
 
-def configuration(machine: str, *, uuid: bytes | None = None) -> bytes:
-    """The configuration section; uuid: sent when validate-uuid is on."""
+def configuration(machine: str, *, capabilities: Sequence[str] = (), uuid: bytes | None = None) -> bytes:
+    """The configuration section.
+
+    capabilities: those that both ends must have on, x-ignore-shared for one; uuid: sent when validate-uuid
+    is on.
+    """
     name = machine.encode("ascii")
     out = bytes((Tag.CONFIGURATION,)) + struct.pack(">I", len(name)) + name
+    if capabilities:
+        names = b"".join(map(cstr8, capabilities))
+        out += _subsection("configuration/capabilities") + struct.pack(">I", len(capabilities)) + names
     if uuid is not None:
-        out += bytes((Tag.SUBSECTION,)) + cstr8("configuration/uuid") + struct.pack(">I", 1) + uuid
+        out += _subsection("configuration/uuid") + uuid
     return out
+
+
+def _subsection(name: str) -> bytes:
+    return bytes((Tag.SUBSECTION,)) + cstr8(name) + struct.pack(">I", 1)
 
 
 def command(number: Command, data: bytes = b"") -> bytes:
@@ -165,10 +176,15 @@ def vfio_data(size: int) -> bytes:
     return number64(VfioTag.DEV_DATA_STATE) + number64(size)
 
 
-def ram_blocks(blocks: Sequence[tuple[str, int]]) -> bytes:
-    """MEM_SIZE with the list of RAM blocks (name, bytes)."""
+def ram_blocks(blocks: Sequence[tuple[str, int]], addresses: Sequence[int] = ()) -> bytes:
+    """MEM_SIZE with the list of RAM blocks (name, bytes).
+
+    addresses: guest-physical, one per block, with capability x-ignore-shared; else none.
+    """
     out = number64(sum(size for _, size in blocks) | RamFlag.MEM_SIZE)
-    return out + b"".join(cstr8(name) + number64(size) for name, size in blocks)
+    for number, (name, size) in enumerate(blocks):
+        out += cstr8(name) + number64(size) + (number64(addresses[number]) if addresses else b"")
+    return out
 
 
 def ram_mark(flag: RamFlag) -> bytes:
@@ -220,7 +236,12 @@ def opaque_description(idstr: str, instance_id: int, size: int) -> dict[str, obj
 
 def end_of_stream(devices: Sequence[dict[str, object]], page_size: int = PAGE_BYTES) -> bytes:
     """The end mark and the VM description; devices: one entry per FULL section, in their order."""
-    text = json.dumps({"configuration": {}, "page_size": page_size, "devices": list(devices)}).encode()
+    return described_end({"configuration": {}, "page_size": page_size, "devices": list(devices)})
+
+
+def described_end(description: dict[str, object]) -> bytes:
+    """The end mark and this VM description."""
+    text = json.dumps(description).encode()
     return bytes((Tag.EOF, Tag.VMDESCRIPTION)) + struct.pack(">I", len(text)) + text
 
 
