@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench docs
+.PHONY: help run test lint bench docs qemu
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,6 +30,9 @@ bench: .venv/ready ## throughput of a migration and speed of the judge, as ratio
 
 docs: .venv/ready ## write docs/catalogue.md and docs/wire.md from the code
 	$(BIN)/python -m docs.generate
+
+qemu: ## a second, newer QEMU in .qemu, which the interop tests need (300 MB)
+	.ci/qemu .qemu
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -213,7 +213,7 @@ def test_the_same_seed_gives_the_same_state(tmp_path: Path, capsys: pytest.Captu
 
 KEYS = {
     "schema", "standing", "outcome", "transfer", "dialect", "channels", "devices", "timing",
-    "exercised", "violations", "unknown", "inputs", "seed",
+    "exercised", "violations", "unknown", "inputs", "seed", "run",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from mockdev.lab.qemu import BINARY
 from mockdev.lab.qemu_end import Vm, versioned
 from mockdev.runtime.config import MigrationConfig
 from verifier import evidence
-from verifier.verdict import Standing
+from verifier.verdict import Report, Standing
 
 NEWER = str(Path(__file__).parent.parent / ".qemu" / BINARY)
 BINARIES = {"10.0": BINARY, "11.1": NEWER}
@@ -30,6 +30,21 @@ CASES = [
         ENDS, ENDS, ("multifd", "main"), ("precopy", "stop"), (1, 4)
     )
 ]
+
+
+# QEMU 10.0 adjusts a thread pool to its work after handing out that work: a source whose devices do not go over
+# multifd may abort there when the threads, which then have nothing to do, are quick. 11.1 does not.
+KNOWN_ABORT = "thread_pool_set_max_threads: Assertion `max_threads > 0' failed"
+TRIES = 8
+
+
+def migrate(folder: Path, config: MigrationConfig, pair: Pair) -> Report:
+    """Run it; again, in a folder beside, as long as QEMU meets its known defect."""
+    for number in range(TRIES):
+        report = evidence.run(folder / str(number), config, lambda *_: None, pair=pair)
+        if not any(KNOWN_ABORT in unknown.why for unknown in report.unknown):
+            return report
+    raise AssertionError(f"{TRIES} aborts of QEMU in a row")
 
 
 @pytest.mark.parametrize(("source", "target", "transfer", "precopy", "vfs"), CASES)
@@ -51,10 +66,40 @@ def test_a_migration_holds(
         profile="unlimited",
         seed=7,
     )
-    report = evidence.run(tmp_path, config, lambda *_: None, pair=Pair(**vms))
+    report = migrate(tmp_path, config, Pair(**vms))
     assert report.standing is Standing.HOLDS, (report.violations, report.unknown)
     assert report.outcome == "completed"
     assert [device.equal for device in report.devices] == [True] * vfs
     if len(binaries) == 2:
         assert report.run is not None
         assert report.run.guest_ram_equal is True
+
+
+@pytest.mark.parametrize("release", BINARIES)
+def test_a_vm_is_lost_after_a_load_error(tmp_path: Path, release: str) -> None:
+    """EIO of a device that is being loaded over multifd: the target exits, the source says completed."""
+    vm = Vm(binary=BINARIES[release])
+    config = MigrationConfig(
+        vfs=1, state_bytes=4 * MIB, profile="unlimited", faults=("target.vf0.load:eio@2MiB",)
+    )
+    report = migrate(tmp_path, config, Pair(source=vm, target=vm))
+    assert (report.outcome, report.standing, report.exit_code) == ("lost", Standing.VIOLATED, 1)
+    assert "OC-3" in {violation.id for violation in report.violations}
+
+
+@pytest.mark.parametrize("release", BINARIES)
+def test_a_vm_runs_twice_after_a_late_cancel(tmp_path: Path, release: str) -> None:
+    """A cancel while device state is being saved: carried out only after the target has it all, and runs."""
+    vm = Vm(binary=BINARIES[release])
+    config = MigrationConfig(vfs=1, state_bytes=100 * MIB, faults=("source.process:cancel@+30ms",))
+    report = migrate(tmp_path, config, Pair(source=vm, target=vm))
+    assert (report.outcome, report.standing, report.exit_code) == ("split-brain", Standing.VIOLATED, 1)
+    assert "OC-1" in {violation.id for violation in report.violations}
+
+
+def test_on_the_main_channel_the_same_error_fails_cleanly(tmp_path: Path) -> None:
+    vm = Vm(binary=BINARY)
+    faults = ("target.vf0.load:eio@2MiB",)
+    config = MigrationConfig(vfs=1, state_bytes=4 * MIB, profile="unlimited", transfer="main", faults=faults)
+    report = migrate(tmp_path, config, Pair(source=vm, target=vm))
+    assert (report.outcome, report.standing) == ("failed-clean", Standing.HOLDS)

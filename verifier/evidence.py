@@ -62,6 +62,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     versions: dict[str, str]
     machine: dict[str, Any]
     outcome: Outcome | None = None
+    struck: list[str] = []
     guest_ram: GuestRam | None = None
     report: Report | None = None
 
@@ -143,6 +144,8 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
                 port = int(message["address"].rpartition(":")[2])
                 sniffer = Sniffer(sniff, folder / CAPTURE, ports=[port], expected_bytes=expected * 11 // 10)
                 sniffers.append(stack.enter_context(sniffer))
+            elif event == "fault":
+                record.struck.append(message["spec"])
             elif event == "progress" and message.get("role") == "source":
                 on_progress(message["phase"], message["moved_bytes"], expected)
 
@@ -263,4 +266,5 @@ def config_of(options: Mapping[str, Any]) -> MigrationConfig:
         transport=options["transport"],
         seed=new_seed() if seed is None else seed,
         dialect=options["dialect"],
+        faults=options["faults"],
     )

@@ -9,6 +9,7 @@ import msgspec
 
 from mockdev.device.timing import MIB, PROFILES
 from mockdev.errors import VfmigError
+from mockdev.faultspec import parse
 
 DEVICES_MAX = 64
 
@@ -58,3 +59,5 @@ class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
         ):
             if wrong:
                 raise VfmigError(message)
+        for text in self.faults:
+            parse(text, self.role)

@@ -41,11 +41,13 @@ from mockdev.attach.memory import ProcessMemory
 from mockdev.attach.notify import Call, GoneError, Listener
 from mockdev.clock import Clock, cpu_ns
 from mockdev.device.device import Device
+from mockdev.device.faults import device_faults, with_fault
 from mockdev.device.image import Pattern
 from mockdev.device.saving import Plan
 from mockdev.device.timing import PROFILES, Firmware
-from mockdev.errors import DeviceError, VfmigError
-from mockdev.journal import Begin, End, Failure, Journal, Unanswered
+from mockdev.errors import DeviceError, InjectedError, VfmigError
+from mockdev.faultspec import FaultSpec, parse
+from mockdev.journal import Begin, End, Failure, Journal, Mark, Unanswered
 from mockdev.memory import reserve, touch
 
 _FDS_PER_DEVICE = 3  # its own, and two data files in turn
@@ -178,7 +180,7 @@ class Supervisor:
         try:
             answer = self._answer(listener, call)
         except DeviceError as error:
-            answer = -error.errno
+            answer = self._failed(error)
         except GoneError:
             return
         if isinstance(answer, int):
@@ -195,12 +197,17 @@ class Supervisor:
         except StopIteration as stop:
             _send(listener, call, stop.value)
         except DeviceError as error:
-            _send(listener, call, -error.errno)
+            _send(listener, call, self._failed(error))
         except GoneError:
             pass
         else:
             self._order += 1
             heapq.heappush(self._heap, _Waiting(ready_ns, self._order, call, answer))
+
+    def _failed(self, error: DeviceError) -> int:
+        if isinstance(error, InjectedError):
+            self.journal.write(Mark(t=self.clock.now_ns(), name="fault"))
+        return -error.errno
 
     # -- which call means what -----------------------------------------------------------------------
 
@@ -315,11 +322,23 @@ class Supervisor:
             config = self.config
             equal = [device.verify(config.seed, config.state_bytes) for device in self.devices]
             return {"equal": all(equal)}
+        if what == "fault":
+            return self._inject(parse(request["spec"], self.config.role))
         if what == "dma":
             device = self.devices[request["device"]]
             device.dma(request["iova"], bytes.fromhex(request["hex"]), ProcessMemory(self.pid))
             return {}
         raise VfmigError(f"nothing to ask: {what!r}; there are status, fault, dma and verify")
+
+    def _inject(self, spec: FaultSpec) -> dict[str, Any]:
+        """Let a device go wrong from now on."""
+        if not spec.place.startswith("vfN") or spec.role != self.config.role:
+            raise VfmigError(f"{spec}: here only the devices of this {self.config.role} can go wrong")
+        if spec.number is None or spec.number >= len(self.devices):
+            raise VfmigError(f"{spec}: there are devices 0 to {len(self.devices) - 1}")
+        device = self.devices[spec.number].device
+        device.faults = with_fault(device.faults, spec)
+        return {}
 
     def status(self) -> dict[str, Any]:
         """What each device is in and has done."""
@@ -370,12 +389,14 @@ class Supervisor:
         config = self.config
         firmware = Firmware(PROFILES[config.profile])
         plan = Plan(precopy_bytes=config.precopy_bytes, chunk_bytes=config.chunk_bytes)
+        specs = [parse(text, config.role) for text in config.faults]
         assert self.child is not None
         first_data = self.child.first_fd + 1 + len(config.names)
         for index, name in enumerate(config.names):
             memory = reserve(config.state_bytes)
             self._memories.append(memory)
-            device = Device(name, memory, firmware, plan=plan)
+            faults = device_faults(specs, config.role, index)
+            device = Device(name, memory, firmware, plan=plan, faults=faults)
             data_fds = (first_data + 2 * index, first_data + 2 * index + 1)
             lent = LentDevice(device, index + 1, self.mappings, self.journal, self.clock, data_fds)
             lent.prepared = self._filled.is_set

@@ -58,7 +58,7 @@ from mockdev.device.lock import StateLock, Steps
 from mockdev.device.saving import Plan, SaveFile, SaveState
 from mockdev.device.sessions import PRECOPY_STATES, Sessions, spend
 from mockdev.device.timing import Firmware
-from mockdev.errors import DeviceError
+from mockdev.errors import DeviceError, InjectedError
 from mockdev.vfio.fsm import next_step
 from mockdev.vfio.pci import CX7_VF, Identity, PciFunction
 from mockdev.vfio.uapi import MigrationFlags, State
@@ -247,7 +247,7 @@ class Device:
     def _injected(self, now_ns: int, fault: ArcFault) -> DeviceError:
         if fault.to_error:
             self._enter(now_ns, State.ERROR)
-        return DeviceError(fault.errno, f"{self.name}: injected on the arc to {fault.to.name}")
+        return InjectedError(fault.errno, f"{self.name}: injected on the arc to {fault.to.name}")
 
     # -- inside: blows -------------------------------------------------------------------------------
 
@@ -294,7 +294,7 @@ class Device:
         self._sessions.check_attached()
         faults = self.faults
         if faults.data_size is not None:
-            raise DeviceError(faults.data_size, f"{self.name}: injected")
+            raise InjectedError(faults.data_size, f"{self.name}: injected")
         yield from spend(now_ns, self.firmware.profile.query_ns)
         return self.state_bytes if faults.data_size_says is None else faults.data_size_says
 
@@ -302,7 +302,7 @@ class Device:
         if self.state not in PRECOPY_STATES:
             raise DeviceError(errno.EINVAL, f"{self.name}: no PRE_COPY in {self.state.name}")
         if self.faults.precopy is not None:
-            raise DeviceError(self.faults.precopy, f"{self.name}: injected")
+            raise InjectedError(self.faults.precopy, f"{self.name}: injected")
         increment = 0
         if self.state is State.PRE_COPY and file is self._sessions.save:
             self._sessions.check_attached()
@@ -329,7 +329,7 @@ class Device:
 
     def _load_config(self, now_ns: int, data: bytes) -> Steps[None]:
         if self.faults.config is not None:
-            raise DeviceError(self.faults.config, f"{self.name}: injected")
+            raise InjectedError(self.faults.config, f"{self.name}: injected")
         profile = self.firmware.profile
         cost_ns = profile.config_per_function_ns * self.firmware.functions
         yield from spend(now_ns, cost_ns + self.faults.config_stall_ns)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mockdev.device.faults import Faults, Index, Place, Stall
 from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Passes, Written
 from mockdev.device.timing import Command, Firmware
-from mockdev.errors import DeviceError
+from mockdev.errors import DeviceError, InjectedError
 from mockdev.vfio.mlx5_stream import LoadState, ResumeMachine
 
 
@@ -167,7 +167,7 @@ class ResumeFile(DataFile):
             where = (
                 f"at byte {fault.offset}" if isinstance(fault.offset, int) else f"from {self.loaded_bytes}"
             )
-            self._failure = DeviceError(fault.errno, f"injected {where} of the state")
+            self._failure = InjectedError(fault.errno, f"injected {where} of the state")
             return
         self.loads += 1
         self.loaded_bytes += size

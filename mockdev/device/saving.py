@@ -19,7 +19,7 @@ from mockdev.device.chunks import CHUNKS_MAX, Piece, ReadyList
 from mockdev.device.faults import Faults, Index, Place, Stall
 from mockdev.device.files import POLL_IN, POLL_RDHUP, POLL_RDNORM, DataFile, NotYet, Passes
 from mockdev.device.timing import MIB, Command, Firmware
-from mockdev.errors import DeviceError
+from mockdev.errors import DeviceError, InjectedError
 from mockdev.vfio.mlx5_stream import RECORD_HEADER, image_header, stop_copy_size_record
 
 _BUFFER_PAGE = 4096
@@ -177,7 +177,8 @@ class SaveFile(DataFile):
         while left and self._ready:
             view, ended = self._ready.take(left)
             if not view:
-                raise self._fail(errno.EINVAL, "an image without bytes")
+                self.state = SaveState.ERROR
+                raise DeviceError(errno.EINVAL, "an image without bytes")
             views.append(view)
             left -= len(view)
             if ended is not None and ended.is_chunk:
@@ -218,7 +219,8 @@ class SaveFile(DataFile):
         if (fault := faults.read) is not None:
             before = self._before(fault.offset, size)
             if not before:
-                raise self._fail(fault.errno, f"injected at byte {self.position} of the stream")
+                self.state = SaveState.ERROR
+                raise InjectedError(fault.errno, f"injected at byte {self.position} of the stream")
             size = before
         if faults.eof is not None:
             size = self._before(faults.eof, size)
@@ -235,10 +237,6 @@ class SaveFile(DataFile):
     @property
     def _stopped(self) -> bool:
         return self.state in (SaveState.STOP_COPY_CHUNK, SaveState.COMPLETE)
-
-    def _fail(self, number: int, message: str) -> DeviceError:
-        self.state = SaveState.ERROR
-        return DeviceError(number, message)
 
     def _precopy_left(self) -> int:
         share = min(self._plan.precopy_bytes, len(self._source) - 1)  # some is always left for the stop

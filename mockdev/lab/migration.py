@@ -21,6 +21,9 @@ import msgspec
 
 import mockdev
 from mockdev.clock import Clock, wall_offset_ns
+from mockdev.errors import VfmigError
+from mockdev.faultspec import parse_all
+from mockdev.lab.endpoint import EXIT_BEGIN
 from mockdev.lab.outcome import EndpointStatus, Outcome, summarise
 from mockdev.lab.qemu import QemuError
 from mockdev.lab.qemu_end import QemuEnd, Vm
@@ -34,6 +37,9 @@ Progress = dict[str, Any]
 ROLES = ("target", "source")
 _CANCEL_S = 10.0  # what endpoints get to end after a cancel or the other's end, over their own deadline
 _RECORDED_BYTES = 1 << 20  # of each device's state when a machine is recorded: a template keeps none of it
+_LOOK_S = 0.005  # between two looks at the time while a fault waits for its own
+_PROCESS_FAULTS = ("process", "supervisor")
+_AFTER_SWITCHOVER = ("switchover", "wait for the target")  # phases of a source of ours
 _GRACE_S = 3.0  # what a QEMU gets to notice that the other end has failed
 _BEGIN_S = 300.0  # what they get to make their memory
 
@@ -81,6 +87,7 @@ class _End(Protocol):
     def tell(self, address: str) -> None: ...
     def cancel(self) -> None: ...
     def release(self) -> None: ...
+    def die(self) -> None: ...
     def kill(self) -> None: ...
     def close(self) -> None: ...
 
@@ -131,7 +138,9 @@ def record_template(config: MigrationConfig, vm: Vm, path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="vfmig-") as folder:
         outcome = _run(small, Path(folder), lambda _: None, Cancel(), Pair(source=quiet), str(path))
     if outcome.outcome != "completed" or not path.exists():
-        why = outcome.target.error or outcome.source.error
+        ends = [outcome.target, outcome.source]
+        ends.sort(key=lambda end: end.exit_status != EXIT_BEGIN)  # who could not begin ended the other, too
+        why = ends[0].error or ends[1].error
         raise QemuError(f"the machine of {vm.binary} could not be recorded, so a mock cannot play it: {why}")
 
 
@@ -180,6 +189,9 @@ class _Run:
         self._settled: dict[str, str] = {}  # how an end came out, by its role
         self._ended: set[str] = set()
         self._release_ns: int | None = None
+        specs = parse_all(config.faults, config.vfs, config.channels)
+        self._timed = [spec for spec in specs if spec.place in _PROCESS_FAULTS]
+        self._switched_ns: int | None = None
         self._deadline_ns: int | None = None
 
     def begin(self) -> None:
@@ -227,10 +239,12 @@ class _Run:
         if self._cancel.wanted:
             self.call_off()
         try:
-            role, report = self._reports.get(timeout=0.1)
+            role, report = self._reports.get(timeout=_LOOK_S if self._timed else 0.1)
         except queue.Empty:
             self._enforce()
             return "", {}
+        if report.get("event") == "switchover" or report.get("phase") in _AFTER_SWITCHOVER:
+            self._switched_ns = self._switched_ns or self._clock.now_ns()
         if report.get("event") == "settled":
             self._settled[role] = report["outcome"]
         elif report.get("event") == "end":
@@ -253,7 +267,26 @@ class _Run:
         deadline = self._clock.now_ns() + int(seconds * 1e9)
         self._deadline_ns = min(self._deadline_ns or deadline, deadline)
 
+    def _strike(self) -> None:
+        """Carry out the faults that strike a whole end, each at its time after switchover."""
+        if self._switched_ns is None:
+            return
+        for spec in list(self._timed):
+            if self._clock.now_ns() < self._switched_ns + (spec.when.value if spec.when is not None else 0):
+                continue
+            self._timed.remove(spec)
+            for role, end in self._ends.items():
+                if spec.role in ("", role) and role not in self._settled:
+                    self._on_progress({"role": role, "event": "fault", "spec": str(spec)})
+                    if spec.what == "cancel":
+                        end.cancel()
+                    elif spec.place == "supervisor" and isinstance(end, QemuEnd):
+                        end.lose_supervisor()
+                    else:
+                        end.die()
+
     def _enforce(self) -> None:
+        self._strike()
         self._release()
         if self._deadline_ns is None or self._clock.now_ns() < self._deadline_ns:
             return
@@ -348,6 +381,10 @@ class _Process:
         self._cancelled = True
         self._signal(signal.SIGTERM)
 
+    def die(self) -> None:
+        """SIGKILL, as a fault: it has crashed."""
+        self._signal(signal.SIGKILL)
+
     def kill(self) -> None:
         """SIGKILL, unless it has ended."""
         self._killed = True
@@ -439,6 +476,10 @@ class _Inside:
     def cancel(self) -> None:
         """Call it off."""
         self._endpoint.session.cancel()
+
+    def die(self) -> None:
+        """A thread cannot be killed."""
+        raise VfmigError("an endpoint within this process cannot die alone: take another --transport")
 
     def kill(self) -> None:
         """There is nothing harder than to call it off."""

@@ -7,7 +7,9 @@ Source: QEMU qapi/migration.json, qapi/run-state.json; docs/devel/migration/vfio
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from mockdev.attach.commandline import device_words, iommufd_words
 from mockdev.attach.config import AttachConfig
 from mockdev.attach.control import ask
 from mockdev.errors import VfmigError
+from mockdev.faultspec import FaultSpec, parse_all
 from mockdev.lab.endpoint import EXIT_BEGIN
 from mockdev.lab.outcome import EndpointStatus
 from mockdev.lab.qemu import INSTALL, Qemu, QemuError, find_qemu, qemu_version
@@ -88,8 +91,8 @@ class Told(NamedTuple):
 class QemuEnd:
     """See the head of this file. Reports go to `reports` as (role, message); status: None until it has ended.
 
-    Messages: ready (address), progress (phase, moved_bytes), settled (what became of it is known; it goes
-    on until `release`), end.
+    Messages: ready (address), progress (phase, moved_bytes), switchover, settled (what became of it is known;
+    it goes on until `release`), end.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class QemuEnd:
         self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._qemu: Qemu | None = None
         self._killed = False
+        self._switched = False
         self._info: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._run, name=role, daemon=True)
         self._thread.start()
@@ -134,6 +138,17 @@ class QemuEnd:
         """End it at once."""
         self._killed = True
         self._told.put(Told("release"))
+        if self._qemu is not None:
+            self._qemu.kill()
+
+    def die(self) -> None:
+        """QEMU is killed, as a fault: its end is to be seen, not called off."""
+        if self._qemu is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._qemu.pid, signal.SIGKILL)
+
+    def lose_supervisor(self) -> None:
+        """What stands behind its devices is killed, as a fault."""
         if self._qemu is not None:
             self._qemu.kill()
 
@@ -213,6 +228,9 @@ class QemuEnd:
             moved = _moved(self._info)
             if state in _OVER:
                 return ""
+            if state == "device" and not self._switched:
+                self._switched = True
+                self._say("switchover")
             now = (state, moved, self._calls(qemu))
             if now != seen:
                 seen, since = now, time.monotonic()
@@ -293,13 +311,19 @@ class QemuEnd:
             chunk_bytes=config.chunk_bytes,
             seed=config.seed,
             filled=self._role == "source",
-            faults=(),
+            faults=tuple(map(str, device_specs(config, self._role))),
             journal=str(self._folder / f"{self._role}.jsonl"),
             clock_offset_ns=self._clock_offset_ns,
         )
 
     def _say(self, event: str, **fields: object) -> None:
         self._reports.put((self._role, {"event": event, **fields}))
+
+
+def device_specs(config: MigrationConfig, role: str) -> list[FaultSpec]:
+    """The faults of this end's devices."""
+    specs = parse_all(config.faults, config.vfs, config.channels)
+    return [spec for spec in specs if spec.role == role and spec.place.startswith("vfN")]
 
 
 def _arguments(role: str, vm: Vm, config: MigrationConfig, folder: Path) -> list[str]:

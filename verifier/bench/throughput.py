@@ -59,7 +59,7 @@ def measure(
 
 def _measures(stack: ExitStack, vfs: int, state_bytes: int, capture: bool) -> tuple[dict[str, Measure], str]:
     total = vfs * state_bytes
-    folder = Path(stack.enter_context(_scratch()))
+    folder = Path(stack.enter_context(scratch()))
 
     def ours(kept: str, at_once: int | None = None) -> Measure:
         def take(channels: int) -> Sample:
@@ -85,7 +85,7 @@ def _measures(stack: ExitStack, vfs: int, state_bytes: int, capture: bool) -> tu
 
 
 @contextmanager
-def _scratch() -> Iterator[str]:
+def scratch() -> Iterator[str]:
     """A folder in memory: a disk's speed is not what is measured."""
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None, prefix="vfmig-bench-") as folder:

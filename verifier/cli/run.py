@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 
 
+def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    """Print every fault with its sentence."""
+    if not wanted:
+        return
+    from mockdev.faultspec import FAULTS
+
+    with printing():
+        for fault in FAULTS:
+            click.echo(f"{fault.form}\n    {fault.sentence}")
+    ctx.exit()
+
+
 @click.command("run")
 @click.option(
     "--source",
@@ -93,6 +105,21 @@ _MIB = 1 << 20
     show_default=True,
     type=click.Choice(["tcp", "unix", "memory"]),
     help="memory: both ends in one process.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="SPEC",
+    help="What goes wrong, WHERE:WHAT[@WHEN]; repeatable. See --list-faults.",
+)
+@click.option(
+    "--list-faults",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_faults,
+    help="All faults.",
 )
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(1), help="Repeat.")
 @click.option(

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU that is not there, is none, is too old, or dies: a sentence with cause and remedy, exit code 4, and
+nothing left behind. The QEMUs are small scripts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mockdev.lab import qemu
+from mockdev.lab.qemu import Qemu, QemuError, find_qemu
+from tests.confined import FEW_FILES, LISTENED, WITHOUT_MEMORY
+from verifier.cli.group import execute
+
+END_S = 30.0
+SMALL = ["--vfs", "1", "--state-size", "1MiB", "--profile", "unlimited"]
+PAIRS = [("qemu", "qemu"), ("qemu", "mock"), ("mock", "qemu")]
+
+
+@pytest.fixture(name="home")
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for fakes; what is temporary lies in its own, which has to be empty in the end, as has the
+    list of processes that were started with anything of this folder."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.chdir(tmp_path)
+    qemu.qemu_version.cache_clear()
+    yield tmp_path
+    assert list(temporary.iterdir()) == []
+    deadline = time.monotonic() + END_S
+    while left := running(str(tmp_path)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
+def running(word: str) -> list[str]:
+    """Command lines of processes with this in it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # ended meanwhile
+            continue
+        if word in line and entry.parent.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+def fake(home: Path, *lines: str, version: str = "10.1.0") -> str:
+    """A program that gives its release like a QEMU, and then does this."""
+    path = home / "fake-qemu"
+    head = ["#!/bin/sh", f'[ "$1" = --version ] && echo "QEMU emulator version {version}" && exit 0']
+    path.write_text("\n".join([*head, *lines]) + "\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def run(binary: str, capsys: pytest.CaptureFixture[str], source: str = "qemu", target: str = "qemu") -> str:
+    """What the command says, having refused with exit code 4."""
+    code = execute(["run", "--source", source, "--target", target, "--qemu", binary, *SMALL, "-o", "out"])
+    output, errors = capsys.readouterr()
+    assert (code, output) == (4, "")
+    assert "Traceback" not in errors
+    return errors
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda _: "no-such-qemu", "no-such-qemu is not installed; on Debian 13: apt install"),
+        (
+            lambda home: str(home / "nothing"),
+            "/nothing; give the path of a qemu-system-x86_64, or install one",
+        ),
+        (lambda home: str(home), "no program that we may run"),
+        (lambda home: plain(home), "not executable (chmod +x)"),
+        (
+            lambda home: fake(home, version="9.2.4"),
+            "is QEMU 9.2.4; device state over multifd came with 10.0: on",
+        ),
+        (lambda home: fake(home, version="nightly"), "--version says QEMU emulator version nightly"),
+        (lambda _: "/bin/true", "/bin/true is no QEMU of any release"),
+        (lambda home: silent(home), "--version says nothing"),
+        (lambda home: broken(home), "cannot be run: "),
+    ],
+)
+def test_a_binary_that_will_not_do(
+    make: Callable[[Path], str],
+    sentence: str,
+    source: str,
+    target: str,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = run(make(home), capsys, source, target)
+    assert said.startswith("vfmig: ")
+    assert sentence in said
+    assert not (home / "out").exists()
+
+
+def plain(home: Path) -> str:
+    """A file that is no program."""
+    path = home / "plain"
+    path.write_text("x")
+    path.chmod(0o644)
+    return str(path)
+
+
+def silent(home: Path) -> str:
+    """A program that has nothing to say."""
+    path = home / "silent"
+    path.write_text("#!/bin/sh\nexit 1\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def broken(home: Path) -> str:
+    """A program whose interpreter is not there."""
+    path = home / "broken"
+    path.write_text("#!/nowhere/sh\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_a_qemu_without_vfio(
+    source: str, target: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "-device vfio-pci,id=vf0: 'vfio-pci' is not a valid device model name"
+    said = run(fake(home, f'echo "qemu: {words}" >&2', "exit 1"), capsys, source, target)
+    assert ": QEMU exited with 1 at start: this QEMU is built" in said
+    assert "built without VFIO; take another: on Debian 13: apt install" in said
+    assert f"output: qemu: {words}" in said
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["exit 3"], "QEMU exited with 3 at start"),
+        (["exit 0"], "QEMU exited with 0 at start"),
+        (["kill -SEGV $$"], "QEMU was killed by signal 11 at start"),
+        (["echo last words; exit 1"], "output: last words"),
+        (["echo \"Parameter 'qom-type' does not accept value 'iommufd'\"; exit 1"], "built without iommufd"),
+        (["echo could not load PC BIOS; exit 1"], "apt install seabios"),
+        (["echo Could not access KVM kernel module: Permission denied; exit 1"], "join the group kvm"),
+    ],
+)
+def test_a_qemu_that_dies_at_start(
+    lines: list[str], sentence: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = run(fake(home, *lines), capsys)
+    assert sentence in said
+    assert "command: " in said
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
+def test_a_qmp_socket_that_never_comes(
+    source: str, target: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu, "START_SECONDS_MAX", 2.0)
+    said = run(fake(home, "echo waiting", f"exec tail -f {home}/fake-qemu"), capsys, source, target)
+    assert "QMP socket did not come within 2 s: is" in said
+    assert "output: waiting" in said
+
+
+@pytest.mark.parametrize(
+    ("confined", "sentence"),
+    [
+        (FEW_FILES, "the hard limit of open files is 260, too low to reserve"),
+        (LISTENED, "this process tree already has a listener for seccomp notifications"),
+        (WITHOUT_MEMORY, "the memory of a process that we started cannot be had; allow it: sysctl"),
+    ],
+)
+def test_a_machine_that_lends_nothing(confined: list[str], sentence: str, home: Path) -> None:
+    """With a real QEMU, that it has all it needs but for one thing."""
+    command = [sys.executable, "-c", "from verifier.cli import main; main()", "run", "--source", "qemu"]
+    done = subprocess.run(
+        [*confined, *command, "--target", "qemu", *SMALL, "--vfs", "2", "-o", "out"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        cwd=home,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.startswith("vfmig: the ")
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", ["-incoming", "-serial"])
+def test_a_port_in_use(option: str, home: Path) -> None:
+    """Of the real QEMU: that is the one whose words are looked for."""
+    assert home.is_dir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp:127.0.0.1:{taken.getsockname()[1]}"
+        words = address if option == "-incoming" else f"{address},server=on,wait=off"
+        arguments = ["-nodefaults", "-display", "none", "-S", option, words]
+        with pytest.raises(QemuError, match="another program has that port"), Qemu(find_qemu(), arguments):
+            pass
+
+
+def test_the_real_qemus_words_for_what_it_has_not(home: Path) -> None:
+    """A release that has no such property says so in the words that we look for, those of a device aside."""
+    assert home.is_dir()
+    for option, remedy in (
+        (["-machine", "pc-i440fx-99.1"], "take a --machine that this release has"),
+        (["-bios", "/nowhere/bios"], "apt install seabios"),
+        (["-m", "900T"], "not enough memory for the guest"),
+    ):
+        arguments = ["-nodefaults", "-display", "none", "-S", *option]
+        with pytest.raises(QemuError, match=remedy), Qemu(find_qemu(), arguments):
+            pass
