@@ -32,16 +32,16 @@ CASES = [
 ]
 
 
-# QEMU 10.0 adjusts a thread pool to its work after handing out that work: a source whose devices do not go over
-# multifd may abort there when the threads, which then have nothing to do, are quick. 11.1 does not.
+# QEMU 10.0 adjusts a thread pool to its work after handing out that work: a source whose devices do not go
+# over multifd may abort there when the threads, which then have nothing to do, are quick. 11.1 does not.
 KNOWN_ABORT = "thread_pool_set_max_threads: Assertion `max_threads > 0' failed"
 TRIES = 8
 
 
 def migrate(folder: Path, config: MigrationConfig, pair: Pair) -> Report:
     """Run it; again, in a folder beside, as long as QEMU meets its known defect."""
-    for number in range(TRIES):
-        report = evidence.run(folder / str(number), config, lambda *_: None, pair=pair)
+    for own in evidence.new_folders(folder, TRIES):
+        report = evidence.run(own, config, lambda *_: None, pair=pair)
         if not any(KNOWN_ABORT in unknown.why for unknown in report.unknown):
             return report
     raise AssertionError(f"{TRIES} aborts of QEMU in a row")
