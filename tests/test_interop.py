@@ -53,11 +53,10 @@ def test_a_migration_holds(
 ) -> None:
     binaries = [BINARIES[end] for end in (source, target) if end != "mock"]
     machine = versioned("pc", binaries) if binaries else "pc"
-    vms = {
-        role: Vm(binary=BINARIES[end], machine=machine, dump_ram=len(binaries) == 2)
-        for role, end in (("source", source), ("target", target))
-        if end != "mock"
-    }
+    vms = [
+        Vm(binary=BINARIES[end], machine=machine, dump_ram=len(binaries) == 2) if end != "mock" else None
+        for end in (source, target)
+    ]
     config = MigrationConfig(
         vfs=vfs,
         state_bytes=STATE_BYTES,
@@ -66,7 +65,7 @@ def test_a_migration_holds(
         profile="unlimited",
         seed=7,
     )
-    report = migrate(tmp_path, config, Pair(**vms))
+    report = migrate(tmp_path, config, Pair(source=vms[0], target=vms[1], relay=len(binaries) == 2))
     assert report.standing is Standing.HOLDS, (report.violations, report.unknown)
     assert report.outcome == "completed"
     assert [device.equal for device in report.devices] == [True] * vfs

@@ -156,7 +156,7 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
     for role, end in (("source", outcome.source), ("target", outcome.target)):
         if end.exit_status == EXIT_BEGIN:
             raise BeginError(f"the {role} could not begin: {end.error}")
-    complaints = [outcome.source.complaint, outcome.target.complaint]
+    complaints = [outcome.source.complaint, outcome.target.complaint, outcome.complaint]
     complaints += [sniffer.report.complaint for sniffer in sniffers]
     return [complaint for complaint in complaints if complaint]
 

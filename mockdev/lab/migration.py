@@ -4,41 +4,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import queue
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
-import mockdev
 from mockdev.clock import Clock, wall_offset_ns
 from mockdev.errors import VfmigError
 from mockdev.faultspec import parse_all
 from mockdev.lab.endpoint import EXIT_BEGIN
+from mockdev.lab.ends import End, InsideEnd, ProcessEnd, Progress, Reports
 from mockdev.lab.outcome import EndpointStatus, Outcome, summarise
 from mockdev.lab.qemu import QemuError
 from mockdev.lab.qemu_end import QemuEnd, Vm
+from mockdev.lab.relay import RelayConfig, RelayProcess
 from mockdev.runtime.config import EndpointConfig, MigrationConfig
-from mockdev.runtime.session import Result, describe_error
-from mockdev.runtime.source import Source
-from mockdev.runtime.target import Target
 from mockdev.runtime.transports import MemoryNet
 
-Progress = dict[str, Any]
+if TYPE_CHECKING:
+    from mockdev.lab.netns import TwoHosts
+
 ROLES = ("target", "source")
 _CANCEL_S = 10.0  # what endpoints get to end after a cancel or the other's end, over their own deadline
 _RECORDED_BYTES = 1 << 20  # of each device's state when a machine is recorded: a template keeps none of it
 _LOOK_S = 0.005  # between two looks at the time while a fault waits for its own
-_PROCESS_FAULTS = ("process", "supervisor")
+_TIMED_FAULTS = ("process", "supervisor", "link")
+_CARRIED_FAULTS = ("channel.N", "main", "return-path")
 _AFTER_SWITCHOVER = ("switchover", "wait for the target")  # phases of a source of ours
 _GRACE_S = 3.0  # what a QEMU gets to notice that the other end has failed
 _BEGIN_S = 300.0  # what they get to make their memory
@@ -63,11 +58,24 @@ class Cancel:
         return False
 
 
+class Hosts(msgspec.Struct, frozen=True, kw_only=True):
+    """Two hosts with a link between them, as in lab/netns.py."""
+
+    rate_bytes_per_s: int | None = None
+    delay_ns: int = 0
+
+
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
-    """Who stands at either end: a QEMU, or (None) an endpoint of ours."""
+    """Who stands at either end: a QEMU, or (None) an endpoint of ours.
+
+    relay: whether a relay between them records (else endpoints of ours do); a fault of a connection needs
+    one as well. hosts: None: both ends are on this host.
+    """
 
     source: Vm | None = None
     target: Vm | None = None
+    relay: bool = False
+    hosts: Hosts | None = None
 
     def vm(self, role: str) -> Vm | None:
         """Who stands at this end."""
@@ -77,19 +85,6 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     def mocks(self) -> bool:
         """Whether both ends are ours."""
         return self.source is None and self.target is None
-
-
-class _End(Protocol):
-    """A running endpoint. status: None until it has ended."""
-
-    status: EndpointStatus | None
-
-    def tell(self, address: str) -> None: ...
-    def cancel(self) -> None: ...
-    def release(self) -> None: ...
-    def die(self) -> None: ...
-    def kill(self) -> None: ...
-    def close(self) -> None: ...
 
 
 def run_migration(
@@ -111,13 +106,22 @@ def run_migration(
     folder.mkdir(parents=True, exist_ok=True)
     pair = pair or Pair()
     with ExitStack() as stack:
+        hosts = stack.enter_context(_two_hosts(pair.hosts)) if pair.hosts is not None else None
         template = ""
         if pair.source is None and pair.target is not None:
             template = str(
                 Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmig-"))) / "template"
             )
             record_template(config, pair.target, Path(template))
-        return _run(config, folder, on_progress or (lambda _: None), cancel or Cancel(), pair, template)
+        return _run(
+            config, folder, on_progress or (lambda _: None), cancel or Cancel(), pair, template, hosts
+        )
+
+
+def _two_hosts(hosts: Hosts) -> TwoHosts:
+    from mockdev.lab.netns import TwoHosts  # pyroute2 is slow to import
+
+    return TwoHosts(hosts.rate_bytes_per_s, hosts.delay_ns)
 
 
 def record_template(config: MigrationConfig, vm: Vm, path: Path) -> None:
@@ -151,8 +155,9 @@ def _run(
     cancel: Cancel,
     pair: Pair,
     template: str,
+    hosts: TwoHosts | None = None,
 ) -> Outcome:
-    run = _Run(config, folder, on_progress, cancel, pair, template)
+    run = _Run(config, folder, on_progress, cancel, pair, template, hosts)
     try:
         run.begin()
         run.watch()
@@ -162,7 +167,7 @@ def _run(
         raise
     finally:
         run.close()
-    return summarise(*run.statuses(), folder)
+    return summarise(*run.statuses(), folder, run.complaint)
 
 
 class _Run:
@@ -176,7 +181,11 @@ class _Run:
         cancel: Cancel,
         pair: Pair,
         template: str,
+        hosts: TwoHosts | None,
     ) -> None:
+        self.complaint = ""
+        self._hosts = hosts
+        self._relay: RelayProcess | None = None
         self._pair = pair
         self._template = template
         self._config = config
@@ -184,13 +193,18 @@ class _Run:
         self._on_progress = on_progress
         self._cancel = cancel
         self._clock = Clock(wall_offset_ns())
-        self._reports: queue.SimpleQueue[tuple[str, Progress]] = queue.SimpleQueue()
-        self._ends: dict[str, _End] = {}
+        self._reports: Reports = queue.SimpleQueue()
+        self._ends: dict[str, End] = {}
         self._settled: dict[str, str] = {}  # how an end came out, by its role
         self._ended: set[str] = set()
         self._release_ns: int | None = None
         specs = parse_all(config.faults, config.vfs, config.channels)
-        self._timed = [spec for spec in specs if spec.place in _PROCESS_FAULTS]
+        self._timed = [spec for spec in specs if spec.place in _TIMED_FAULTS]
+        self._carried = [spec for spec in specs if spec.place in _CARRIED_FAULTS]
+        if self._carried and config.transport == "memory":
+            raise VfmigError(f"{self._carried[0]}: within one process there is no connection to disturb")
+        if hosts is None and any(spec.place == "link" for spec in specs):
+            raise VfmigError("a fault of the link needs two hosts: --netns")
         self._switched_ns: int | None = None
         self._deadline_ns: int | None = None
 
@@ -199,7 +213,7 @@ class _Run:
         if self._config.transport == "memory":
             net = MemoryNet()
             for role in ROLES:
-                self._ends[role] = _Inside(self._endpoint(role), net, self._reports)
+                self._ends[role] = InsideEnd(self._endpoint(role), net, self._reports)
             return
         for role in ROLES:
             self._ends[role] = self._make(role)
@@ -210,7 +224,10 @@ class _Run:
             if report.get("event") == "ready":
                 ready[role] = report["address"]
         if len(ready) == len(ROLES):
-            self._ends["source"].tell(ready["target"])
+            address = ready["target"]
+            if self._pair.relay or self._carried:
+                address = self._begin_relay(address)
+            self._ends["source"].tell(address)
         self._deadline_ns = None
 
     def watch(self) -> None:
@@ -228,6 +245,10 @@ class _Run:
         """Whatever still runs is killed."""
         for end in self._ends.values():
             end.close()
+        if self._relay is not None:
+            result = self._relay.close()
+            self.complaint = str(result.get("complaint", "the relay ended without a word"))
+            self._relay = None
 
     def statuses(self) -> tuple[EndpointStatus, EndpointStatus]:
         """(source, target)."""
@@ -275,6 +296,10 @@ class _Run:
             if self._clock.now_ns() < self._switched_ns + (spec.when.value if spec.when is not None else 0):
                 continue
             self._timed.remove(spec)
+            if spec.place == "link" and self._hosts is not None:
+                self._on_progress({"role": "link", "event": "fault", "spec": str(spec)})
+                self._hosts.strike(spec)
+                continue
             for role, end in self._ends.items():
                 if spec.role in ("", role) and role not in self._settled:
                     self._on_progress({"role": role, "event": "fault", "spec": str(spec)})
@@ -308,10 +333,54 @@ class _Run:
         for end in self._ends.values():
             end.release()
 
-    def _make(self, role: str) -> _End:
+    def _begin_relay(self, target: str) -> str:
+        """Put a relay between the ends; where the source is to connect."""
+        config = self._config
+        kept = config.capture if self._records else "none"
+        relay = RelayConfig(
+            target=target,
+            listen=f"{self._hosts.target.address}:0" if self._hosts is not None else "",
+            transport="unix" if config.transport == "unix" else "tcp",
+            capture="" if kept == "none" else str(self._folder / "capture.pcapng"),
+            mode="headers" if kept == "headers" else "full",
+            clock_offset_ns=self._clock.offset_ns,
+            faults=tuple(map(str, self._carried)),
+            watch_switchover=bool(self._timed),
+        )
+        if config.transport == "unix":
+            relay = msgspec.structs.replace(relay, listen=str(self._folder / "relay"))
+        self._relay = RelayProcess(relay, self._hear_relay, self._inside("target"))
+        return self._relay.address
+
+    def _hear_relay(self, event: Progress) -> None:
+        if event.get("event") == "fault":
+            self._reports.put(("relay", {"event": "fault", "spec": event["fault"]}))
+        elif event.get("event") == "switchover":
+            self._reports.put(("relay", {"event": "switchover"}))
+
+    @property
+    def _records(self) -> bool:
+        """Whether a relay keeps the capture, and not an endpoint of ours."""
+        return self._config.capture != "none" and (self._pair.relay or bool(self._carried))
+
+    def _inside(self, role: str) -> Sequence[str]:
+        """What goes before the command of this end, to have it on its own host."""
+        if self._hosts is None:
+            return ()
+        return (self._hosts.source if role == "source" else self._hosts.target).inside
+
+    def _address(self, role: str) -> str:
+        """Where an end is to listen; "": anywhere."""
+        if role == "source":
+            return ""
+        if self._config.transport == "unix":
+            return str(self._folder / "socket")
+        return f"{self._hosts.target.address}:0" if self._hosts is not None else ""
+
+    def _make(self, role: str) -> End:
         vm = self._pair.vm(role)
         if vm is None:
-            return _Process(self._endpoint(role), self._reports)
+            return ProcessEnd(self._endpoint(role), self._reports, self._inside(role))
         return QemuEnd(
             "source" if role == "source" else "target",
             vm,
@@ -319,6 +388,8 @@ class _Run:
             self._folder,
             self._clock.offset_ns,
             self._reports,
+            address=self._address(role),
+            inside=self._inside(role),
         )
 
     def _endpoint(self, role: str) -> EndpointConfig:
@@ -330,178 +401,13 @@ class _Run:
                 switchover_ack=config.precopy_bytes > 0,
                 capture_at="source" if role == "source" else "target",
             )
-        address = str(self._folder / "socket") if config.transport == "unix" and role == "target" else ""
+        if self._records:
+            config = msgspec.structs.replace(config, capture="none")
         return EndpointConfig(
             role="source" if role == "source" else "target",
             migration=config,
             folder=str(self._folder),
-            address=address,
+            address=self._address(role),
             template=self._template,
             clock_offset_ns=self._clock.offset_ns,
         )
-
-
-class _Process:
-    """An endpoint in a process of its own."""
-
-    def __init__(self, config: EndpointConfig, reports: queue.SimpleQueue[tuple[str, Progress]]) -> None:
-        self.status: EndpointStatus | None = None
-        self._role = config.role
-        self._reports = reports
-        self._result: Progress | None = None
-        self._killed = False
-        self._cancelled = False
-        self._log = Path(config.folder) / f"{config.role}.log"
-        environment = dict(os.environ)
-        package = str(Path(mockdev.__file__).parent.parent)  # also where it is not installed
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mockdev.lab.endpoint", config.role],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment,
-                process_group=0,  # Ctrl-C comes to us, and we end it in order
-            )
-        self.pid = self._process.pid
-        self._write(msgspec.json.encode(config))
-        self._reader = threading.Thread(target=self._read, name=f"{config.role} output", daemon=True)
-        self._reader.start()
-
-    def tell(self, address: str) -> None:
-        """Where the source is to connect."""
-        self._write(json.dumps(address).encode())
-
-    def release(self) -> None:
-        """It ends by itself."""
-
-    def cancel(self) -> None:
-        """SIGTERM, unless it has ended."""
-        self._cancelled = True
-        self._signal(signal.SIGTERM)
-
-    def die(self) -> None:
-        """SIGKILL, as a fault: it has crashed."""
-        self._signal(signal.SIGKILL)
-
-    def kill(self) -> None:
-        """SIGKILL, unless it has ended."""
-        self._killed = True
-        self._signal(signal.SIGKILL)
-
-    def close(self) -> None:
-        """Kill it if need be, and wait for its end."""
-        if self.status is None:
-            self.kill()
-        self._reader.join()
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        with contextlib.suppress(OSError):
-            if self._log.stat().st_size == 0:
-                self._log.unlink()
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.status is None:
-            self._process.send_signal(number)  # does nothing once the process has been waited for
-
-    def _write(self, line: bytes) -> None:
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has died: its end will be read
-            self._process.stdin.write(line + b"\n")
-            self._process.stdin.flush()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as output:
-            for line in output:
-                with contextlib.suppress(ValueError):
-                    report = json.loads(line)
-                    if report.get("event") == "result":
-                        self._result = report
-                    self._reports.put((self._role, report))
-        self.status = self._judge(self._process.wait())
-        self._reports.put((self._role, {"event": "end"}))
-
-    def _judge(self, exit_status: int) -> EndpointStatus:
-        result = self._result
-        if result is None:
-            outcome = "killed" if self._killed else "crashed"
-            if self._cancelled and exit_status == -signal.SIGTERM:  # before it could listen for that
-                outcome = "cancelled"
-            return EndpointStatus(
-                outcome=outcome, error=self._last_words(exit_status), exit_status=exit_status
-            )
-        return EndpointStatus(
-            outcome=result["outcome"],
-            error=result["error"],
-            runs=result.get("runs", False),
-            moved_bytes=result.get("moved_bytes", 0),
-            cpu_s=result.get("cpu_ns", 0) / 1e9,
-            complaint=result.get("complaint", ""),
-            exit_status=exit_status,
-        )
-
-    def _last_words(self, exit_status: int) -> str:
-        how = f"exit status {exit_status}"
-        if exit_status < 0:
-            how = f"signal {signal.Signals(-exit_status).name}"
-        with contextlib.suppress(OSError):
-            lines = self._log.read_text(errors="replace").strip().splitlines()
-            if lines:
-                return f"the {self._role} ended without a word ({how}): {lines[-1][:500]}"
-        return f"the {self._role} ended without a word ({how})"
-
-
-class _Inside:
-    """An endpoint in a thread of this process."""
-
-    def __init__(
-        self, config: EndpointConfig, net: MemoryNet, reports: queue.SimpleQueue[tuple[str, Progress]]
-    ) -> None:
-        self.status: EndpointStatus | None = None
-        self._role = config.role
-        self._reports = reports
-        self._endpoint = Source(config, net) if config.role == "source" else Target(config, net)
-        self._thread = threading.Thread(target=self._run, name=config.role, daemon=True)
-        self._thread.start()
-
-    def tell(self, address: str) -> None:
-        """It knows the way."""
-
-    def release(self) -> None:
-        """It ends by itself."""
-
-    def cancel(self) -> None:
-        """Call it off."""
-        self._endpoint.session.cancel()
-
-    def die(self) -> None:
-        """A thread cannot be killed."""
-        raise VfmigError("an endpoint within this process cannot die alone: take another --transport")
-
-    def kill(self) -> None:
-        """There is nothing harder than to call it off."""
-        self.cancel()
-
-    def close(self) -> None:
-        """Wait for its end."""
-        if self.status is None:
-            self.cancel()
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            result = self._endpoint.run()
-        except Exception as error:  # also a defect of ours must not leave the run waiting
-            result = Result("failed", describe_error(error), False, 0, 0, "")
-        self.status = EndpointStatus(
-            outcome=result.outcome,
-            error=result.error,
-            runs=result.runs,
-            moved_bytes=result.moved_bytes,
-            cpu_s=result.cpu_ns / 1e9,
-            complaint=result.complaint,
-        )
-        self._reports.put((self._role, {"event": "end"}))

@@ -42,7 +42,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     outcome: completed, failed-clean (one side can run the VM), cancelled, lost (neither), split-brain
     (both), crashed or hung. verified: whether all images and the RAM are as they must be; None when
     nobody looked. downtime_ms: stop at the source to resume at the target. device_state_ms: from
-    SWITCHOVER_START to the last load. device_bytes: of device state, loaded, configs aside.
+    SWITCHOVER_START to the last load. device_bytes: of device state, loaded, configs aside. complaint:
+    why the capture of what stood between the ends is not whole, "" when it is.
     """
 
     outcome: str
@@ -52,9 +53,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: float | None = None
     device_state_ms: float | None = None
     device_bytes: int = 0
+    complaint: str = ""
 
 
-def summarise(source: EndpointStatus, target: EndpointStatus, folder: Path) -> Outcome:
+def summarise(source: EndpointStatus, target: EndpointStatus, folder: Path, complaint: str = "") -> Outcome:
     """The outcome, with what the journals in `folder` tell."""
     ours = _lines(folder / "source.jsonl")
     theirs = _lines(folder / "target.jsonl")
@@ -71,6 +73,7 @@ def summarise(source: EndpointStatus, target: EndpointStatus, folder: Path) -> O
         downtime_ms=(resume - stop) / _MS if stop and resume else None,
         device_state_ms=(loads[-1] - switchover) / _MS if loads and switchover else None,
         device_bytes=sum(line.size for line in theirs if isinstance(line, Image)),
+        complaint=complaint,
     )
 
 

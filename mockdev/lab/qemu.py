@@ -106,14 +106,20 @@ class Qemu:
     """One QEMU, started with `arguments` and a QMP socket of its own.
 
     lend: mock devices for it, whose descriptors are named in `arguments` (its own command is not used); the
-    process is then started by a supervisor, which does not outlive us, nor QEMU the supervisor.
-    Leaving the block ends the process (SIGKILL if it must be) and removes its folder. Source of the
-    protocol: QEMU docs/interop/qmp-spec.
+    process is then started by a supervisor, which does not outlive us, nor QEMU the supervisor. inside: words
+    before the supervisor's command, to have both in a namespace, say. Leaving the block ends the process
+    (SIGKILL if it must be) and removes its folder. Source of the protocol: QEMU docs/interop/qmp-spec.
     """
 
     supervisor: ClassVar[Sequence[str]] = (sys.executable, "-m", "mockdev.attach.supervisor")
 
-    def __init__(self, binary: str, arguments: Sequence[str], lend: AttachConfig | None = None) -> None:
+    def __init__(
+        self,
+        binary: str,
+        arguments: Sequence[str],
+        lend: AttachConfig | None = None,
+        inside: Sequence[str] = (),
+    ) -> None:
         self._folder = tempfile.mkdtemp(prefix="vfmig-qemu-")
         self._socket = os.path.join(self._folder, "qmp")
         self._log = Path(self._folder, "log")
@@ -130,7 +136,7 @@ class Qemu:
                 )
             self._pid = self._process.pid
         else:
-            self._process = self._supervise(lend)
+            self._process = self._supervise(lend, inside)
 
     @property
     def pid(self) -> int:
@@ -186,13 +192,13 @@ class Qemu:
         assert ended is not None
         return ended
 
-    def _supervise(self, lend: AttachConfig) -> subprocess.Popen[bytes]:
+    def _supervise(self, lend: AttachConfig, inside: Sequence[str]) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)
         package = str(Path(mockdev.__file__).parent.parent)  # also where it is not installed
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package, environment.get("PYTHONPATH"))))
         environment["TMPDIR"] = self._folder  # what it makes there goes with the folder, even if it is killed
         process = subprocess.Popen(
-            self.supervisor,
+            [*inside, *self.supervisor],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -24,6 +24,7 @@ from mockdev.attach.control import ask
 from mockdev.errors import VfmigError
 from mockdev.faultspec import FaultSpec, parse_all
 from mockdev.lab.endpoint import EXIT_BEGIN
+from mockdev.lab.ends import Reports
 from mockdev.lab.outcome import EndpointStatus
 from mockdev.lab.qemu import INSTALL, Qemu, QemuError, find_qemu, qemu_version
 from mockdev.runtime.config import FIRST_SLOT, MigrationConfig
@@ -92,7 +93,7 @@ class QemuEnd:
     """See the head of this file. Reports go to `reports` as (role, message); status: None until it has ended.
 
     Messages: ready (address), progress (phase, moved_bytes), switchover, settled (what became of it is known;
-    it goes on until `release`), end.
+    it goes on until `release`), end. address: where a target listens. inside: see Qemu.
     """
 
     def __init__(
@@ -102,7 +103,10 @@ class QemuEnd:
         config: MigrationConfig,
         folder: Path,
         clock_offset_ns: int,
-        reports: queue.SimpleQueue[tuple[str, dict[str, Any]]],
+        reports: Reports,
+        *,
+        address: str = "",
+        inside: Sequence[str] = (),
     ) -> None:
         self.status: EndpointStatus | None = None
         self.core: Path | None = None  # its guest's RAM, when it was dumped
@@ -112,6 +116,8 @@ class QemuEnd:
         self._folder = folder
         self._clock_offset_ns = clock_offset_ns
         self._reports = reports
+        self._address = address or "127.0.0.1:0"
+        self._inside = inside
         self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._qemu: Qemu | None = None
         self._killed = False
@@ -165,7 +171,7 @@ class QemuEnd:
         try:
             version = check_vm(self._vm)
             arguments = _arguments(self._role, self._vm, self._config, self._folder)
-            with Qemu(find_qemu(self._vm.binary), arguments, self._lend()) as qemu:
+            with Qemu(find_qemu(self._vm.binary), arguments, self._lend(), self._inside) as qemu:
                 self._qemu = qemu
                 status = self._migrate(qemu, version)
         except QemuError as error:
@@ -183,7 +189,7 @@ class QemuEnd:
     def _migrate(self, qemu: Qemu, version: str) -> EndpointStatus:
         self._prepare(qemu)
         if self._role == "target":
-            qemu.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
+            qemu.execute("migrate-incoming", uri=f"tcp:{self._address}")
             address = qemu.execute("query-migrate")["socket-address"][0]
             self._say("ready", address=f"{address['host']}:{address['port']}")
         else:

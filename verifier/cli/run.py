@@ -121,6 +121,9 @@ def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) 
     callback=_list_faults,
     help="All faults.",
 )
+@click.option("--netns", is_flag=True, help="Each end in a network namespace of its own (needs root).")
+@click.option("--rate", type=Size(1), help="Bytes a second that the link of --netns carries.")
+@click.option("--delay", type=click.FloatRange(0), metavar="MS", help="Of the link, each way.")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(1), help="Repeat.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Of every random choice.  [default: a new one]"
@@ -173,20 +176,31 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
 
 def _pair(options: dict[str, Any]) -> Pair:
     """Who stands at the ends. QemuError: a QEMU that is asked for cannot do it."""
-    from mockdev.lab.migration import Pair
+    from mockdev.lab.migration import Hosts, Pair
     from mockdev.lab.qemu import BINARY
     from mockdev.lab.qemu_end import Vm, check_vm, versioned
 
+    hosts = None
+    if options["netns"]:
+        hosts = Hosts(rate_bytes_per_s=options["rate"], delay_ns=int((options["delay"] or 0) * 1e6))
+    elif options["rate"] or options["delay"]:
+        raise click.UsageError("--rate and --delay shape the link between two hosts: they need --netns")
     paths = {"source": options["qemu"], "target": options["target_qemu"] or options["qemu"]}
     binaries = {role: path or BINARY for role, path in paths.items() if options[role] == "qemu"}
     if not binaries:
-        return Pair()
+        return Pair(hosts=hosts)
+    if options["transport"] != "tcp":
+        raise click.UsageError("a QEMU migrates over --transport tcp only")
     machine = versioned(options["machine"], list(binaries.values()))
-    ends = {}
-    for role, binary in binaries.items():
-        ends[role] = Vm(binary=binary, accel=options["accel"], machine=machine, dump_ram=len(binaries) == 2)
-        check_vm(ends[role])
-    return Pair(**ends)
+    both = len(binaries) == 2
+    vms = {
+        role: Vm(binary=binary, accel=options["accel"], machine=machine, dump_ram=both)
+        for role, binary in binaries.items()
+    }
+    for vm in vms.values():
+        check_vm(vm)
+    relay = both and not options["sniff"] and options["capture"] != "none"
+    return Pair(source=vms.get("source"), target=vms.get("target"), relay=relay, hosts=hosts)
 
 
 def _check_sniff(ctx: click.Context, options: dict[str, Any]) -> None:
