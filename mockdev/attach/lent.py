@@ -31,6 +31,7 @@ from mockdev.journal import Image, Journal, Read, Unanswered, Verified, Wrote
 from mockdev.journal import State as StateLine
 from mockdev.vfio import iommufd, uapi
 from mockdev.vfio.fsm import next_step
+from mockdev.vfio.pci import COMMAND
 from mockdev.vfio.uapi import Feature, Ioctl, Region, State
 
 T = TypeVar("T")
@@ -139,12 +140,18 @@ class LentDevice:
         memory.write(address, data)
         return len(data)
 
-    def pwrite(self, address: int, size: int, offset: int, memory: ProcessMemory) -> int:
-        """Write to a region; bytes written."""
+    def pwrite(self, address: int, size: int, offset: int, memory: ProcessMemory) -> Answer:
+        """Write to a region; bytes written.
+
+        The command register is written once while a state is loaded: QEMU then has the PCI config of the
+        source, and this is where a card's time for that is spent, under QEMU's big lock as there.
+        """
         region, at = offset >> uapi.REGION_OFFSET_SHIFT, offset & _OFFSET_MASK
         if size > len(self._bar0):
             raise DeviceError(errno.EINVAL, f"{size} bytes at {at:#x} of region {region}")
         if region == Region.CONFIG:
+            if at == COMMAND and self.device.state is State.RESUMING:
+                yield from self._timed(self.device.config_written)
             self.device.pci.write_config(at, memory.read(address, size))
         elif region == Region.BAR0 and at + size <= len(self._bar0):
             self._bar0[at : at + size] = memory.read(address, size)

@@ -174,6 +174,13 @@ class Device:
         """Take over another device's PCI state. RemoteProtocolError: not for this device."""
         return self._run(now_ns, "config", None, lambda at_ns: self._load_config(at_ns, bytes(data)))
 
+    def config_written(self, now_ns: int) -> NotYet | None:
+        """Somebody who keeps the PCI state himself, as QEMU does, has given the device its part of it.
+
+        It costs what load_config costs. DeviceError: an injected one.
+        """
+        return self._run(now_ns, "config", None, self._take_config)
+
     # -- calls that take no time ---------------------------------------------------------------------
 
     def save_config(self) -> bytes:
@@ -328,9 +335,12 @@ class Device:
         self._enter(now_ns, State.RUNNING)
 
     def _load_config(self, now_ns: int, data: bytes) -> Steps[None]:
+        yield from self._take_config(now_ns)
+        load_config_state(data, self.pci)
+
+    def _take_config(self, now_ns: int) -> Steps[None]:
         if self.faults.config is not None:
             raise InjectedError(self.faults.config, f"{self.name}: injected")
         profile = self.firmware.profile
         cost_ns = profile.config_per_function_ns * self.firmware.functions
         yield from spend(now_ns, cost_ns + self.faults.config_stall_ns)
-        load_config_state(data, self.pci)
