@@ -48,6 +48,7 @@ _EVENTS = {
     Tag.SECTION_FULL: Event.FULL,
 }
 Pages = Mapping[RamBlock, Sequence[int]]  # offsets by block
+_EMPTY_PARTS_MAX = 64
 
 
 class Source:
@@ -84,6 +85,7 @@ class Source:
         )
         known = dialect_of_machine(self._machine.type)
         self._ack_each = known is not None and known.repeated_switchover_ack
+        self._empty_parts: dict[str, int] = {}  # in a row, per device
         self._initial_sent: set[str] = set()
 
     def prepare(self) -> None:
@@ -303,7 +305,9 @@ class Source:
             self._initial_sent.add(slot.idstr)
             last = VfioTag.DEV_INIT_DATA_SENT
         self._send((writer.vfio_tag(last), writer.section_footer(self._ids[slot.idstr])))
-        return bool(info.initial_bytes or info.dirty_bytes)
+        # A device that says it has more and gives nothing would keep us here for ever.
+        empty = self._empty_parts[slot.idstr] = 0 if views else self._empty_parts.get(slot.idstr, 0) + 1
+        return bool(info.initial_bytes or info.dirty_bytes) and empty < _EMPTY_PARTS_MAX
 
     def _send_block(self, slot: Slot, views: Sequence[memoryview]) -> None:
         """A block of device state on the main channel."""
