@@ -7,13 +7,14 @@ These need both QEMUs and fail without: `.ci/packages` installs the older one, `
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
 from mockdev.lab.migration import Pair
-from mockdev.lab.qemu import BINARY
-from mockdev.lab.qemu_end import Vm, versioned
+from mockdev.lab.qemu import BINARY, QemuError
+from mockdev.lab.qemu_end import Vm, check_vm, versioned
 from mockdev.runtime.config import MigrationConfig
 from verifier import evidence
 from verifier.verdict import Report, Standing
@@ -54,7 +55,7 @@ def test_a_migration_holds(
     binaries = [BINARIES[end] for end in (source, target) if end != "mock"]
     machine = versioned("pc", binaries) if binaries else "pc"
     vms = [
-        Vm(binary=BINARIES[end], machine=machine, dump_ram=len(binaries) == 2) if end != "mock" else None
+        Vm(binary=BINARIES[end], machine=machine, keep_state=len(binaries) == 2) if end != "mock" else None
         for end in (source, target)
     ]
     config = MigrationConfig(
@@ -72,6 +73,18 @@ def test_a_migration_holds(
     if len(binaries) == 2:
         assert report.run is not None
         assert report.run.guest_ram_equal is True
+
+
+@pytest.mark.parametrize("release", BINARIES)
+def test_under_kvm_where_there_is_kvm(tmp_path: Path, release: str) -> None:
+    vm = Vm(binary=BINARIES[release], accel="kvm", keep_state=True)
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        with pytest.raises(QemuError, match="kvm"):
+            check_vm(vm)
+        return
+    config = MigrationConfig(vfs=2, state_bytes=STATE_BYTES, profile="unlimited", precopy_bytes=MIB)
+    report = migrate(tmp_path, config, Pair(source=vm, target=vm, relay=True))
+    assert report.standing is Standing.HOLDS, (report.violations, report.unknown)
 
 
 @pytest.mark.parametrize("release", BINARIES)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import secrets
@@ -26,7 +27,7 @@ from mockdev.runtime.config import MigrationConfig
 from verifier.capture.sniff import Sniffer
 from verifier.check import check_path
 from verifier.guest_ram import GuestRamError, compare_dumps
-from verifier.history.record import GuestRam
+from verifier.history.record import GuestRam, PciState
 from verifier.invariants.reporting import standing_of
 from verifier.verdict import Report, Unknown
 
@@ -64,6 +65,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     outcome: Outcome | None = None
     struck: list[str] = []
     guest_ram: GuestRam | None = None
+    pci: PciState | None = None
     report: Report | None = None
 
 
@@ -149,10 +151,19 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
             elif event == "progress" and message.get("role") == "source":
                 on_progress(message["phase"], message["moved_bytes"], expected)
 
-        outcome = record.outcome = run_migration(config, folder, watch, cancel, record.pair)
-    if asked:
-        raise KeyboardInterrupt
-    record.guest_ram = _guest_ram(folder)
+        try:
+            outcome = record.outcome = run_migration(config, folder, watch, cancel, record.pair)
+        except VfmigError:
+            if asked:  # what was called off may have failed of it
+                raise KeyboardInterrupt from None
+            raise
+    try:
+        if asked:
+            raise KeyboardInterrupt
+        record.guest_ram = _guest_ram(folder)
+        record.pci = _pci(folder)
+    finally:
+        _remove_dumps(folder)
     for role, end in (("source", outcome.source), ("target", outcome.target)):
         if end.exit_status == EXIT_BEGIN:
             raise BeginError(f"the {role} could not begin: {end.error}")
@@ -162,8 +173,8 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
 
 
 def _guest_ram(folder: Path) -> GuestRam | None:
-    """Compare the dumps that both ends left, and remove them: large, and of no use once compared."""
-    dumps = [folder / f"{role}.core" for role in ("source", "target")]
+    """Compare the dumps that both ends left."""
+    dumps = _dumps(folder)
     try:
         if not all(dump.is_file() for dump in dumps):
             return None
@@ -171,9 +182,31 @@ def _guest_ram(folder: Path) -> GuestRam | None:
         return GuestRam(equal=found.equal, pages=found.pages, difference="" if found.equal else str(found))
     except GuestRamError as error:
         return GuestRam(difference=str(error))
-    finally:
-        for dump in dumps:
-            dump.unlink(missing_ok=True)
+
+
+def _remove_dumps(folder: Path) -> None:
+    """They are large, and of no use once compared."""
+    for dump in _dumps(folder):
+        dump.unlink(missing_ok=True)
+
+
+def _dumps(folder: Path) -> list[Path]:
+    return [folder / f"{role}.core" for role in ("source", "target")]
+
+
+def _pci(folder: Path) -> PciState | None:
+    """Compare what the guest saw of its devices on either side."""
+    try:
+        sides = [json.loads((folder / f"{role}.pci.json").read_bytes()) for role in ("source", "target")]
+    except (OSError, ValueError):
+        return None
+    wrong = [
+        f"{name}: {what}"
+        for name, state in sides[0].items()
+        for what in ("config", "msix")
+        if state[what] != sides[1].get(name, {}).get(what)
+    ]
+    return PciState(equal=not wrong, devices=len(sides[0]), difference=", ".join(wrong))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
@@ -12,6 +13,7 @@ from mockdev.errors import VfmigError
 from mockdev.faultspec import parse
 
 DEVICES_MAX = 64
+_MARK = re.compile(r"\{(vf|sysfs)([0-9]{1,9})\}")
 
 
 class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,4 +62,16 @@ class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
             if wrong:
                 raise VfmigError(message)
         for text in self.faults:
-            parse(text, self.role)
+            number = parse(text, self.role).number
+            if number is not None and number >= len(self.names):
+                raise VfmigError(f"fault {text!r}: there are devices 0 to {len(self.names) - 1}")
+        for word in self.command:
+            for mark, number in _MARK.findall(word):
+                if int(number) >= len(self.names):
+                    raise VfmigError(
+                        f"{{{mark}{number}}} in QEMU's command: there are devices 0 to {len(self.names) - 1}"
+                    )
+                if mark == "sysfs" and self.route != "legacy":
+                    raise VfmigError(
+                        f"{{{mark}{number}}} in QEMU's command: there are folders only by groups"
+                    )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -64,7 +65,10 @@ class Control:
     def hear(self, fd: int) -> None:
         """One of the descriptors is readable."""
         if fd == self._listener.fileno():
-            client, _ = self._listener.accept()
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # gone again, or no descriptor left
+                return
             client.settimeout(1.0)  # for an answer that nobody reads
             if len(self._clients) >= _CLIENTS_MAX:
                 client.close()
@@ -79,8 +83,11 @@ class Control:
         while b"\n" in line:
             asked, _, rest = bytes(line).partition(b"\n")
             line[:] = rest
-            with suppress(OSError):
+            try:
                 client.sendall(json.dumps(self._answer(asked)).encode() + b"\n")
+            except OSError:  # who does not read is not waited for again
+                data = b""
+                break
         if not data or len(line) > LINE_BYTES_MAX:
             del self._clients[fd]
             client.close()
@@ -93,8 +100,8 @@ class Control:
             return self._handler(asked)
         except VfmigError as error:
             return {"error": str(error)}
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            return {"error": f"not a request: {error}"}
+        except Exception as error:  # whatever was asked, QEMU must not die of it
+            return {"error": f"not a request: {type(error).__name__}: {error}"}
 
     def __enter__(self) -> Control:
         return self
@@ -120,7 +127,12 @@ def ask(path: str | Path, **request: Any) -> dict[str, Any]:
             raise ControlError(f"no supervisor answers at {path}: {error.strerror or error}") from None
     if not answer:
         raise ControlError(f"the supervisor at {path} closed without an answer")
-    told: dict[str, Any] = json.loads(answer)
+    try:
+        told = json.loads(answer)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise ControlError(f"who answers at {path} is no supervisor")
     if "error" in told:
         raise ControlError(str(told["error"]))
     return told
@@ -137,6 +149,6 @@ def answers(path: str | Path) -> bool:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove a socket that nobody listens on any more. OSError when somebody does."""
-    if os.path.exists(path) and not answers(path):
+    """Remove a socket that nobody listens on any more; what is no socket stays. OSError."""
+    if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode) and not answers(path):
         os.unlink(path)

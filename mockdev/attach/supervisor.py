@@ -47,7 +47,7 @@ from mockdev.device.saving import Plan
 from mockdev.device.timing import PROFILES, Firmware
 from mockdev.errors import DeviceError, InjectedError, VfmigError
 from mockdev.faultspec import FaultSpec, parse
-from mockdev.journal import Begin, End, Failure, Journal, Mark, Unanswered
+from mockdev.journal import Begin, End, Failure, Journal, JournalError, Mark, Unanswered
 from mockdev.memory import reserve, touch
 
 _FDS_PER_DEVICE = 3  # its own, and two data files in turn
@@ -114,13 +114,15 @@ class Supervisor:
             if config.log is not None:
                 log = os.open(config.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
                 stack.callback(os.close, log)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmig-sysfs-"))
-            self.child = child = self._launch(log, Path(folder))
+            self.journal = _journal(config.journal)
+            stack.callback(self.journal.close)
+            folder = None
+            if config.route == "legacy":
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmig-sysfs-")))
+            self.child = child = self._launch(log, folder)
             stack.callback(self._end_child)
             listener = Listener(child.listener)
             stack.callback(listener.close)
-            self.journal = Journal(None if config.journal is None else Path(config.journal))
-            stack.callback(self.journal.close)
             self.journal.write(
                 Begin(t=self.clock.now_ns(), role=config.role, config=msgspec.to_builtins(config))
             )
@@ -239,6 +241,8 @@ class Supervisor:
             if call.number == numbers.ioctl:
                 return device.file_ioctl(fd, address & 0xFFFFFFFF, call.args[2], memory)
             raise DeviceError(errno.ESPIPE, "a data file has no offsets")
+        if fd >= self.device_fd(len(self.devices)):
+            raise DeviceError(errno.EBADF, f"the data file {fd} was closed")
         if call.number == numbers.ioctl:
             request = address & 0xFFFFFFFF
             return device.ioctl(request, call.args[2], memory, self._putter(listener, call, device))
@@ -278,8 +282,7 @@ class Supervisor:
             return None
         if fd is None:
             return None
-        with placeholder() as inert:
-            listener.give_fd(call, inert.fileno(), fd)
+        self._give(listener, call, fd)
         return fd
 
     def _kvm(self, call: Call, memory: ProcessMemory) -> int | None:
@@ -303,14 +306,18 @@ class Supervisor:
 
     def _putter(self, listener: Listener, call: Call, device: LentDevice) -> Callable[[int], None]:
         def put(fd: int) -> None:
-            try:
-                with placeholder() as inert:
-                    listener.give_fd(call, inert.fileno(), fd)
-            except OSError as error:
-                raise DeviceError(error.errno or 0, "no descriptor for a data file") from None
+            self._give(listener, call, fd)
             self._by_fd[fd] = device
 
         return put
+
+    def _give(self, listener: Listener, call: Call, fd: int) -> None:
+        """Make this number a new file of the caller's. DeviceError: EMFILE and its like."""
+        try:
+            with placeholder() as inert:
+                listener.give_fd(call, inert.fileno(), fd)
+        except OSError as error:
+            raise DeviceError(error.errno or errno.EIO, f"no file for descriptor {fd}") from None
 
     # -- what the control socket asks ----------------------------------------------------------------
 
@@ -359,25 +366,26 @@ class Supervisor:
             "pid": self.pid,
             "calls": self.calls,
             "unanswered": self.unanswered,
+            "complaint": self.journal.lost,
             "devices": devices,
         }
 
     # -- making and ending ---------------------------------------------------------------------------
 
-    def _launch(self, log: int | None, folder: Path) -> Child:
+    def _launch(self, log: int | None, folder: Path | None) -> Child:
+        """folder: where sysfs is to be played, with groups; else None."""
         devices = len(self.config.names)
         first = base_fd(self._fd_count)
         words = {"{iommufd}": str(first)}
         words |= {f"{{vf{n}}}": str(first + 1 + n) for n in range(devices)}
-        legacy = self.config.route == "legacy"
-        if legacy:
+        if folder is not None:
             words |= {f"{{sysfs{n}}}": str(path) for n, path in enumerate(make_sysfs(folder, devices))}
             own = range(first + 1, first + 1 + devices)
             groups = range(first + self._fd_count - devices, first + self._fd_count)
             fds = Fds(first, tuple(groups), tuple(own))
             self.legacy = Legacy(fds, self.mappings, lambda number: self.devices[number].bound())
         command = [_filled(word, words) for word in self.config.command]
-        return launch(command, first, self._fd_count, log, opens=legacy)
+        return launch(command, first, self._fd_count, log, opens=folder is not None)
 
     @property
     def _fd_count(self) -> int:
@@ -459,6 +467,14 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, old in self._old.items():
             signal.signal(number, old)  # type: ignore[arg-type]
+
+
+def _journal(path: str | None) -> Journal:
+    """JournalError: it cannot be written."""
+    try:
+        return Journal(None if path is None else Path(path))
+    except OSError as error:
+        raise JournalError(f"the journal {path} cannot be written: {error.strerror}") from None
 
 
 def _send(listener: Listener, call: Call, value: int) -> None:

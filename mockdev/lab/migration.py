@@ -105,6 +105,7 @@ def run_migration(
     config.check()
     folder.mkdir(parents=True, exist_ok=True)
     pair = pair or Pair()
+    cancel = cancel or Cancel()
     with ExitStack() as stack:
         hosts = stack.enter_context(_two_hosts(pair.hosts)) if pair.hosts is not None else None
         template = ""
@@ -112,10 +113,8 @@ def run_migration(
             template = str(
                 Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vfmig-"))) / "template"
             )
-            record_template(config, pair.target, Path(template))
-        return _run(
-            config, folder, on_progress or (lambda _: None), cancel or Cancel(), pair, template, hosts
-        )
+            record_template(config, pair.target, Path(template), cancel)
+        return _run(config, folder, on_progress or (lambda _: None), cancel, pair, template, hosts)
 
 
 def _two_hosts(hosts: Hosts) -> TwoHosts:
@@ -124,10 +123,10 @@ def _two_hosts(hosts: Hosts) -> TwoHosts:
     return TwoHosts(hosts.rate_bytes_per_s, hosts.delay_ns)
 
 
-def record_template(config: MigrationConfig, vm: Vm, path: Path) -> None:
+def record_template(config: MigrationConfig, vm: Vm, path: Path, cancel: Cancel) -> None:
     """Keep a QEMU's machine as a template, by having it migrate to a target of ours; see runtime/template.py.
 
-    VfmigError: that migration failed.
+    VfmigError: that migration failed, or was called off.
     """
     small = msgspec.structs.replace(
         config,
@@ -138,9 +137,9 @@ def record_template(config: MigrationConfig, vm: Vm, path: Path) -> None:
         capture="none",
         faults=(),
     )
-    quiet = msgspec.structs.replace(vm, trace=False, dump_ram=False)
+    quiet = msgspec.structs.replace(vm, trace=False, keep_state=False)
     with tempfile.TemporaryDirectory(prefix="vfmig-") as folder:
-        outcome = _run(small, Path(folder), lambda _: None, Cancel(), Pair(source=quiet), str(path))
+        outcome = _run(small, Path(folder), lambda _: None, cancel, Pair(source=quiet), str(path))
     if outcome.outcome != "completed" or not path.exists():
         ends = [outcome.target, outcome.source]
         ends.sort(key=lambda end: end.exit_status != EXIT_BEGIN)  # who could not begin ended the other, too
@@ -206,6 +205,7 @@ class _Run:
         if hosts is None and any(spec.place == "link" for spec in specs):
             raise VfmigError("a fault of the link needs two hosts: --netns")
         self._switched_ns: int | None = None
+        self._called_off = False
         self._deadline_ns: int | None = None
 
     def begin(self) -> None:
@@ -228,7 +228,8 @@ class _Run:
             if self._pair.relay or self._carried:
                 address = self._begin_relay(address)
             self._ends["source"].tell(address)
-        self._deadline_ns = None
+        if not self._called_off and not self._ended:
+            self._deadline_ns = None
 
     def watch(self) -> None:
         """Until both have ended: hand reports on; give one that outlives the other a deadline."""
@@ -237,6 +238,7 @@ class _Run:
 
     def call_off(self) -> None:
         """Cancel both."""
+        self._called_off = True
         for end in self._ends.values():
             end.cancel()
         self._extend(_CANCEL_S)

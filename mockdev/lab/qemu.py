@@ -107,11 +107,13 @@ class Qemu:
 
     lend: mock devices for it, whose descriptors are named in `arguments` (its own command is not used); the
     process is then started by a supervisor, which does not outlive us, nor QEMU the supervisor. inside: words
-    before the supervisor's command, to have both in a namespace, say. Leaving the block ends the process
-    (SIGKILL if it must be) and removes its folder. Source of the protocol: QEMU docs/interop/qmp-spec.
+    before the supervisor's command, to have both in a namespace, say. with_qtest: with a qtest socket, too.
+    Leaving the block ends the process (SIGKILL if it must be) and removes its folder. Source of the
+    protocol: QEMU docs/interop/qmp-spec.
     """
 
     supervisor: ClassVar[Sequence[str]] = (sys.executable, "-m", "mockdev.attach.supervisor")
+    answer_s: ClassVar[float] = 300.0  # to a QMP command: a large dump takes long, a hung QEMU for ever
 
     def __init__(
         self,
@@ -119,24 +121,27 @@ class Qemu:
         arguments: Sequence[str],
         lend: AttachConfig | None = None,
         inside: Sequence[str] = (),
+        *,
+        with_qtest: bool = False,
     ) -> None:
         self._folder = tempfile.mkdtemp(prefix="vfmig-qemu-")
         self._socket = os.path.join(self._folder, "qmp")
         self._log = Path(self._folder, "log")
         self.command = [binary, *arguments, "-qmp", f"unix:{self._socket},server=on,wait=off"]
+        self.qtest = os.path.join(self._folder, "qtest")
+        if with_qtest:
+            self.command += ["-qtest", f"unix:{self.qtest},server=on,wait=off", "-qtest-log", "none"]
         self._loop = asyncio.new_event_loop()
         self._client = QMPClient("vfmig")
         self._lent = lend is not None
-        self._pid = 0
         self.control = os.path.join(self._folder, "control")
-        if lend is None:
-            with self._log.open("wb") as log:
-                self._process = subprocess.Popen(
-                    self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-                )
-            self._pid = self._process.pid
-        else:
-            self._process = self._supervise(lend, inside)
+        try:
+            self._process = self._begin() if lend is None else self._supervise(lend, inside)
+        except BaseException:
+            self._loop.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._pid = self._process.pid if lend is None else 0  # else the supervisor tells it
 
     @property
     def pid(self) -> int:
@@ -153,7 +158,10 @@ class Qemu:
         """Run one QMP command (arguments with _ for -) and return its answer. QemuError when refused."""
         named = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
-            return self._loop.run_until_complete(self._client.execute(command, named))
+            answer = asyncio.wait_for(self._client.execute(command, named), self.answer_s)
+            return self._loop.run_until_complete(answer)
+        except TimeoutError:
+            raise self._failure(f"QEMU has not answered {command} within {self.answer_s:g} s") from None
         except ExecuteError as error:
             raise QemuError(f"QEMU refused {command} {named}: {error}") from None
         except Exception as error:
@@ -191,6 +199,12 @@ class Qemu:
         ended = self.ended
         assert ended is not None
         return ended
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        with self._log.open("wb") as log:
+            return subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def _supervise(self, lend: AttachConfig, inside: Sequence[str]) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)

@@ -7,6 +7,7 @@ Source: QEMU qapi/migration.json, qapi/run-state.json; docs/devel/migration/vfio
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import signal
@@ -27,6 +28,7 @@ from mockdev.lab.endpoint import EXIT_BEGIN
 from mockdev.lab.ends import Reports
 from mockdev.lab.outcome import EndpointStatus
 from mockdev.lab.qemu import INSTALL, Qemu, QemuError, find_qemu, qemu_version
+from mockdev.lab.qtest import Qtest
 from mockdev.runtime.config import FIRST_SLOT, MigrationConfig
 
 TRACES = ("vfio_*", "multifd_*", "migrate_*", "migration_*", "savevm_*", "loadvm_*", "source_*")
@@ -50,7 +52,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
     machine: str = "pc"
     arguments: tuple[str, ...] = ()
     trace: bool = True
-    dump_ram: bool = False
+    keep_state: bool = False
 
 
 def check_release(binary: str) -> str:
@@ -109,7 +111,6 @@ class QemuEnd:
         inside: Sequence[str] = (),
     ) -> None:
         self.status: EndpointStatus | None = None
-        self.core: Path | None = None  # its guest's RAM, when it was dumped
         self._role = role
         self._vm = vm
         self._config = config
@@ -123,6 +124,7 @@ class QemuEnd:
         self._killed = False
         self._switched = False
         self._info: dict[str, Any] = {}
+        self._complaint = ""  # why its journal is not whole
         self._thread = threading.Thread(target=self._run, name=role, daemon=True)
         self._thread.start()
 
@@ -171,7 +173,13 @@ class QemuEnd:
         try:
             version = check_vm(self._vm)
             arguments = _arguments(self._role, self._vm, self._config, self._folder)
-            with Qemu(find_qemu(self._vm.binary), arguments, self._lend(), self._inside) as qemu:
+            with Qemu(
+                find_qemu(self._vm.binary),
+                arguments,
+                self._lend(),
+                self._inside,
+                with_qtest=self._vm.keep_state,
+            ) as qemu:
                 self._qemu = qemu
                 status = self._migrate(qemu, version)
         except QemuError as error:
@@ -259,15 +267,17 @@ class QemuEnd:
 
     def _settle(self, qemu: Qemu, error: str, version: str) -> EndpointStatus:
         """What became of the VM on this side."""
+        self._calls(qemu)
         common: dict[str, Any] = {"kind": "qemu", "version": version, "moved_bytes": _moved(self._info)}
+        common["complaint"] = self._complaint
         if qemu.ended is not None:
             outcome = "killed" if self._killed else "crashed" if qemu.ended < 0 else "failed"
             said = _died(qemu, qemu.ended)
             return EndpointStatus(outcome=outcome, error=said, exit_status=qemu.ended, **common)
         state = self._info.get("status", "none")
         if state == "completed":
-            if self._vm.dump_ram:
-                self._dump(qemu)
+            if self._vm.keep_state:
+                self._keep_state(qemu)
             if self._role == "target":
                 self._resume(qemu)
         run_state = qemu.execute("query-status")
@@ -284,15 +294,23 @@ class QemuEnd:
             **common,
         )
 
-    def _dump(self, qemu: Qemu) -> None:
-        """Write the guest's RAM as an ELF core beside the evidence."""
-        core = self._folder / f"{self._role}.core"
+    def _keep_state(self, qemu: Qemu) -> None:
+        """Write what the guest has into the evidence folder: its RAM, and the PCI state of its devices."""
+        core = (self._folder / f"{self._role}.core").absolute()
         qemu.execute("dump-guest-memory", paging=False, protocol=f"file:{core}")
-        self.core = core
+        with Qtest(qemu.qtest) as qtest:
+            states = {
+                name: qtest.pci_state(FIRST_SLOT + number) for number, name in enumerate(self._config.devices)
+            }
+        told = {
+            name: {"config": state.config.hex(), "msix": state.msix and state.msix.hex()}
+            for name, state in states.items()
+        }
+        (self._folder / f"{self._role}.pci.json").write_text(json.dumps(told, indent=1) + "\n")
 
     def _resume(self, qemu: Qemu) -> None:
         """Let a target that was kept stopped run, and wait until it does, or is over."""
-        if self._vm.dump_ram:
+        if self._vm.keep_state:
             qemu.execute("cont")
         deadline = time.monotonic() + self._config.idle_timeout_s
         while qemu.ended is None and not qemu.execute("query-status")["running"]:
@@ -302,7 +320,9 @@ class QemuEnd:
 
     def _calls(self, qemu: Qemu) -> int:
         with contextlib.suppress(VfmigError):
-            return int(ask(qemu.control, ask="status")["calls"])
+            status = ask(qemu.control, ask="status")
+            self._complaint = status["complaint"]
+            return int(status["calls"])
         return 0
 
     def _lend(self) -> AttachConfig:
@@ -349,7 +369,7 @@ def _arguments(role: str, vm: Vm, config: MigrationConfig, folder: Path) -> list
             words += ["-trace", pattern]
     if role == "target":
         words += ["-incoming", "defer"]
-        words += ["-S"] if vm.dump_ram else []
+        words += ["-S"] if vm.keep_state else []
     return [*words, *vm.arguments]
 
 

@@ -27,6 +27,7 @@ def lend(s: Script, *roles: str) -> None:
         "seed": 7,
         "arguments": {},
         "guest_ram": {"equal": True, "pages": 6},
+        "pci": {"equal": True, "devices": 2},
         "outcome": {
             "outcome": "completed",
             "source": {"outcome": "completed", "runs": False, "error": "", "kind": "mock"},
@@ -147,6 +148,11 @@ def ram_differs(s: Script) -> None:
     s.record["guest_ram"] = {"equal": False, "pages": 6, "difference": "1 page from 0x1000 on"}
 
 
+def pci_differs(s: Script) -> None:
+    lend(s)
+    s.record["pci"] = {"equal": False, "devices": 2, "difference": f"{DEVICES[0]}: msix"}
+
+
 def loads_swapped(s: Script) -> None:
     lend(s)
     place = f"({NAMES[0]}) idx"
@@ -180,6 +186,7 @@ LENT: dict[str, Edit] = {
     "DS-16": written_with_gap,
     "EQ-6": read_less,
     "EQ-7": ram_differs,
+    "EQ-8": pci_differs,
     "TR-1": loads_swapped,
     "TR-2": loaded_before_it_came,
     "TR-3": other_packet,

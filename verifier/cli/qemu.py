@@ -82,11 +82,12 @@ def _start(
     from mockdev.lab.qemu_end import check_release
 
     check_release(words[0])
+    incoming = any(word in ("-incoming", "--incoming") for word in words)
     config = AttachConfig(
         command=tuple(with_devices(words, vfs, same["route"])),
         names=tuple(device_name(number) for number in range(vfs + spare)),
-        role="target" if "-incoming" in words else "source",
-        filled="-incoming" not in words,
+        role="target" if incoming else "source",
+        filled=not incoming,
         state_bytes=state_size,
         precopy_bytes=precopy,
         journal=None if journal is None else str(journal),

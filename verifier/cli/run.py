@@ -194,7 +194,7 @@ def _pair(options: dict[str, Any]) -> Pair:
     machine = versioned(options["machine"], list(binaries.values()))
     both = len(binaries) == 2
     vms = {
-        role: Vm(binary=binary, accel=options["accel"], machine=machine, dump_ram=both)
+        role: Vm(binary=binary, accel=options["accel"], machine=machine, keep_state=both)
         for role, binary in binaries.items()
     }
     for vm in vms.values():

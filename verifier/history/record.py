@@ -5,6 +5,7 @@
      "arguments": {"faults": ["target.vf0.load:eio@2MiB"], ...},
      "struck": ["target.vf0.load:eio@2MiB"],
      "guest_ram": {"equal": false, "pages": 4096, "difference": "3 pages from 0x1000 on"},
+     "pci": {"equal": true, "devices": 2, "difference": ""},
      "outcome": {"outcome": "lost", "downtime_ms": 274.0, "source": {"outcome": "completed", "runs": false,
                  "error": "", "kind": "qemu", "version": "10.0.2", "downtime_ms": 268}, "target": {...}}}
 
@@ -70,11 +71,23 @@ class GuestRam(msgspec.Struct, frozen=True):
     difference: str = ""
 
 
+class PciState(msgspec.Struct, frozen=True):
+    """Whether config space and MSI-X table of each VF, as the guest sees them, were the same on both sides.
+
+    difference: of which devices what was not, for a person.
+    """
+
+    equal: bool | None = None
+    devices: int = 0
+    difference: str = ""
+
+
 class _Record(msgspec.Struct):
     seed: int | None = None
     arguments: _Arguments = msgspec.field(default_factory=_Arguments)
     struck: list[str] = []
     guest_ram: GuestRam | None = None
+    pci: PciState | None = None
     outcome: _Outcome | None = None
 
 
@@ -90,6 +103,7 @@ class RunRecord:
         self.faults = tuple(record.arguments.faults[:_FAULTS_MAX])
         self.struck = tuple(record.struck[:_FAULTS_MAX])
         self.guest_ram = record.guest_ram
+        self.pci = record.pci
         self.outcome: str | None = None
         self.downtime_ms: float | None = None
         self.endpoints: dict[str, str] = {}

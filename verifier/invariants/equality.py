@@ -280,6 +280,36 @@ class SameGuestRam(Invariant[EndRecord]):
             yield Finding(f"the guest's RAM differs{where}", (self.record,))
 
 
+class SamePciState(Invariant[EndRecord]):
+    passport = Passport(
+        "EQ-8",
+        "When the migration has completed, the guest sees the PCI config space and the MSI-X table of each "
+        "VF at the target, before the VM runs there, as at the source after it stopped.",
+        Severity.CORRUPTS,
+        qemu("hw/vfio/pci.c", "vfio_pci_save_config, vfio_pci_load_config"),
+        MIGRATION,
+        (Need.COMPLETED,),
+    )
+    kinds = (EndRecord,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.exercised = False
+        self.record: Said | None = None
+
+    def on(self, seen: Said, _: EndRecord) -> Iterator[Finding]:
+        self.record = seen
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        pci = self.facts.record.pci if self.facts.record is not None else None
+        if pci is None or pci.equal is None or self.record is None:
+            return
+        self.exercised = True
+        if self.complete and not pci.equal:
+            yield Finding(f"the VFs' PCI state differs: {pci.difference}", (self.record,))
+
+
 EQUALITY = (
     SameImage,
     VerifiedEqual,
@@ -288,4 +318,5 @@ EQUALITY = (
     JournalledIsCaptured,
     StreamIsCaptured,
     SameGuestRam,
+    SamePciState,
 )
