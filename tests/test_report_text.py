@@ -40,6 +40,7 @@ def test_what_the_run_adds_stands_below_the_outcome() -> None:
     run = RunRow(
         endpoints={"source": "mock", "target": "QEMU 10.0.2"},
         faults=["target.vf0.load:eio@2MiB"],
+        struck=True,
         failed_as_injected=True,
         guest_ram_equal=True,
         guest_ram_pages=4096,

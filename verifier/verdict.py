@@ -127,13 +127,14 @@ class FlowRow(msgspec.Struct, kw_only=True):
 class RunRow(msgspec.Struct, kw_only=True):
     """What a run's own record adds. endpoints: "mock" or a QEMU's version, by end.
 
-    faults: those that were asked for; failed_as_injected: the migration failed because of them, and the VM
-    stayed where it was. guest_ram_equal: whether the guest's RAM was the same on both sides;
-    guest_ram_pages: how many pages were compared; both None when nobody looked.
+    faults: those that were asked for; struck: whether one is known to have happened; failed_as_injected: the
+    migration failed because of them, and the VM stayed where it was. guest_ram_equal: whether the guest's RAM
+    was the same on both sides; guest_ram_pages: how many pages were compared; both None when nobody looked.
     """
 
     endpoints: dict[str, str] = {}
     faults: list[str] = []
+    struck: bool = False
     failed_as_injected: bool = False
     guest_ram_equal: bool | None = None
     guest_ram_pages: int | None = None

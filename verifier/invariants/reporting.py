@@ -140,6 +140,7 @@ def run_row(facts: Facts) -> RunRow | None:
     row = RunRow(
         endpoints=record.endpoints,
         faults=list(record.faults),
+        struck=facts.fault_struck,
         failed_as_injected=facts.failed_as_injected,
     )
     if record.guest_ram is not None:

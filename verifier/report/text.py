@@ -92,7 +92,9 @@ def _run(report: Report) -> str:
     ram = {True: "equal", False: "NOT equal", None: "not compared"}[run.guest_ram_equal]
     return _joined(
         ends,
-        f"faults {', '.join(run.faults)}" if run.faults else "",
+        f"faults {', '.join(run.faults)}{'' if run.struck else ' (none is known to have struck)'}"
+        if run.faults
+        else "",
         "failed as it was made to" if run.failed_as_injected else "",
         f"guest RAM {ram}{pages}" if run.guest_ram_equal is not None or pages else "",
     )
