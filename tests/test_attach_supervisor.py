@@ -9,8 +9,10 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +23,21 @@ import pytest
 
 from mockdev.attach.config import AttachConfig
 from mockdev.attach.control import ControlError, ask
+from mockdev.attach.supervisor import Supervisor
 from mockdev.errors import VfmigError
-from mockdev.journal import AnyLine, End, Image, Read, State, Unanswered, Verified, Wrote, read
+from mockdev.journal import (
+    AnyLine,
+    End,
+    Failure,
+    Image,
+    JournalError,
+    Read,
+    State,
+    Unanswered,
+    Verified,
+    Wrote,
+    read,
+)
 from mockdev.vfio.pci import CX7_VF, config_space
 
 ROOT = Path(__file__).parent.parent
@@ -233,6 +248,9 @@ def test_a_command_that_is_none_is_a_sentence(lend: Any) -> None:
         ({"profile": "x"}, "no profile 'x'"),
         ({"precopy_bytes": 1 << 40}, "before the stop"),
         ({"chunk_bytes": 0}, "chunks"),
+        ({"faults": ("vf1.load:eio",)}, r"'vf1\.load:eio': there are devices 0 to 0"),
+        ({"command": ("q", "vfio-pci,fd={vf1}")}, r"\{vf1\} in QEMU's command: there are devices 0 to 0"),
+        ({"command": ("q", "{sysfs0}")}, r"\{sysfs0\} in QEMU's command: there are folders only by groups"),
     ],
 )
 def test_a_configuration_that_cannot_be_run_is_named(options: dict[str, Any], message: str) -> None:
@@ -244,3 +262,90 @@ def test_a_configuration_that_cannot_be_run_is_named(options: dict[str, Any], me
 def test_a_control_socket_that_nobody_serves_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="no supervisor answers"):
         ask(tmp_path / "none", ask="status")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[" * 500_000, b'{"ask":"fault","spec":5}', b'{"ask":"dma","device":0,"iova":-5,"hex":"00"}', b"\xff"],
+)
+def test_no_question_ends_a_supervisor(lend: Any, line: bytes) -> None:
+    lent = lend("bind", "sleep")
+    pid = lent.asleep()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(lent.control))
+        client.sendall(line + b"\n")
+        assert b'"error"' in client.recv(4096)
+    assert ask(lent.control, ask="status")["pid"] == pid
+    os.kill(pid, signal.SIGTERM)
+    assert lent.end()["status"] == 0
+
+
+def test_who_does_not_read_its_answers_is_left(lend: Any) -> None:
+    lent = lend("bind", "sleep")
+    pid = lent.asleep()
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.connect(str(lent.control))
+        deaf.setblocking(False)
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while True:
+                deaf.send(b'{"ask":"status"}\n' * 1000)
+        assert ask(lent.control, ask="status")["pid"] == pid
+    os.kill(pid, signal.SIGTERM)
+    assert lent.end()["status"] == 0
+
+
+def test_a_file_in_the_place_of_the_control_socket_stays(lend: Any, tmp_path: Path) -> None:
+    (tmp_path / "control").write_text("mine")
+    result = lend("bind").end()
+    assert result["status"] == 4
+    assert "control cannot be made: Address already in use" in result["error"]
+    assert (tmp_path / "control").read_text() == "mine"
+
+
+@pytest.mark.parametrize("answer", [b"5\n", b"SSH-2.0\n"])
+def test_somebody_else_at_the_control_socket_is_a_sentence(tmp_path: Path, answer: bytes) -> None:
+    path = tmp_path / "other"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+
+        def speak() -> None:
+            client, _ = other.accept()
+            with client:
+                client.recv(4096)
+                client.sendall(answer)
+
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        with pytest.raises(ControlError, match="is no supervisor"):
+            ask(path, ask="status")
+        speaker.join()
+
+
+def test_a_journal_that_cannot_be_written_is_a_sentence() -> None:
+    config = AttachConfig(command=("true",), names=("vf0",), journal="/nonexistent/journal")
+    with pytest.raises(JournalError, match="/nonexistent/journal cannot be written: No such file"):
+        Supervisor(config).run()
+
+
+def test_a_killed_supervisor_leaves_no_folder(
+    lend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    lent = lend("bind", "sleep")
+    lent.asleep()
+    lent.kill()
+    assert list(temporary.iterdir()) == []
+
+
+def test_arbitrary_calls_get_an_errno(lend: Any) -> None:
+    """On all reserved descriptors, with any argument: the supervisor ends as the program does, in order."""
+    program = Path(__file__).parent / "arbitrary_calls.py"
+    for route, per_device in (("iommufd", 3), ("legacy", 4)):
+        command = (sys.executable, str(program), "{vf0}", str(1 + per_device), "1500")
+        lent = lend(command=command, route=route, profile="opaque")
+        assert lent.end() == {"event": "result", "status": 0, "error": ""}
+        assert lent.told["calls"] == 1500
+        assert not [line for line in lent.lines() if isinstance(line, Failure)]

@@ -16,6 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from mockdev.errors import CancelledError
+from mockdev.lab.outcome import EndpointStatus, Outcome
 from mockdev.runtime.config import MigrationConfig
 from verifier import evidence
 from verifier.check import check_path
@@ -202,6 +204,31 @@ def test_interrupted_while_migrating(tmp_path: Path) -> None:
     assert kept.outcome is not None
     assert kept.outcome.outcome == "cancelled"
     assert kept.report is None
+
+
+def test_what_fails_of_being_interrupted_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Outcome:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise CancelledError("called off")
+
+    monkeypatch.setattr(evidence, "run_migration", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+
+
+def test_interrupted_after_the_dump_no_dump_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dump(_config: object, folder: Path, *_: object) -> Outcome:
+        (folder / "source.core").write_bytes(b"RAM")
+        os.kill(os.getpid(), signal.SIGINT)
+        status = EndpointStatus(outcome="cancelled")
+        return Outcome(outcome="cancelled", source=status, target=status)
+
+    monkeypatch.setattr(evidence, "run_migration", dump)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert not list(tmp_path.glob("*.core"))
 
 
 # --- folders -----------------------------------------------------------------------------------------

@@ -271,6 +271,15 @@ def test_a_rate_that_no_link_has() -> None:
 
 
 @with_namespaces
+def test_a_delay_that_no_link_has() -> None:
+    with (
+        two_hosts() as hosts,
+        pytest.raises(NetnsError, match="delay of 1e\\+06 s; the kernel delays 0 to 275 s"),
+    ):
+        hosts.shape(None, 10**15)
+
+
+@with_namespaces
 def test_a_killed_owner_leaves_nothing() -> None:
     program = (
         "import os, signal, subprocess, sys\n"

@@ -5,6 +5,7 @@ nothing left behind. The QEMUs are small scripts."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from mockdev.errors import CancelledError, VfmigError
 from mockdev.lab import qemu
+from mockdev.lab.migration import Cancel, Pair, run_migration
 from mockdev.lab.qemu import Qemu, QemuError, find_qemu
+from mockdev.lab.qemu_end import Vm
+from mockdev.runtime.config import MigrationConfig
 from tests.confined import FEW_FILES, LISTENED, WITHOUT_MEMORY
 from verifier.cli.group import execute
 
@@ -223,3 +228,44 @@ def test_the_real_qemus_words_for_what_it_has_not(home: Path) -> None:
         arguments = ["-nodefaults", "-display", "none", "-S", *option]
         with pytest.raises(QemuError, match=remedy), Qemu(find_qemu(), arguments):
             pass
+
+
+@pytest.mark.usefixtures("home")
+def test_a_qemu_that_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["-machine", "none", "-nodefaults", "-display", "none"]
+    with Qemu(find_qemu(), arguments) as hung:
+        os.kill(hung.pid, signal.SIGSTOP)
+        monkeypatch.setattr(Qemu, "answer_s", 0.2)
+        with pytest.raises(QemuError, match=r"has not answered query-status within 0\.2 s"):
+            hung.execute("query-status")
+
+
+def test_called_off_while_a_machine_is_recorded(home: Path) -> None:
+    """A mock learns the machine from a QEMU first; that, too, can be called off."""
+    cancel = Cancel()
+    cancel.cancel()
+    config = MigrationConfig(vfs=1, state_bytes=1 << 20, profile="unlimited")
+    pair = Pair(target=Vm(binary=find_qemu()))
+    with pytest.raises(CancelledError, match="while the machine was recorded"):
+        run_migration(config, home / "out", cancel=cancel, pair=pair)
+
+
+def test_a_relay_that_cannot_begin_ends_the_run(home: Path) -> None:
+    (home / "out" / "capture.pcapng").mkdir(parents=True)
+    config = MigrationConfig(vfs=1, state_bytes=1 << 20, profile="unlimited")
+    vm = Vm(binary=find_qemu())
+    with pytest.raises(VfmigError, match="the relay could not begin"):
+        run_migration(config, home / "out", pair=Pair(source=vm, target=vm, relay=True))
+
+
+def test_ram_that_cannot_be_kept_is_no_failed_migration(home: Path) -> None:
+    """A full disk, say: it is the evidence that lacks something, not the VM."""
+    for role in ("source", "target"):
+        (home / "out" / f"{role}.pci.json").mkdir(parents=True)
+    config = MigrationConfig(vfs=1, state_bytes=1 << 20, profile="unlimited")
+    vm = Vm(binary=find_qemu(), keep_state=True)
+    outcome = run_migration(config, home / "out", pair=Pair(source=vm, target=vm))
+    assert outcome.outcome == "completed"
+    for end in (outcome.source, outcome.target):
+        assert end.complaint.startswith("what the guest has could not be kept: ")
+    assert not list((home / "out").glob("*.core"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mockdev.clock import Clock, wall_offset_ns
-from mockdev.errors import VfmigError
+from mockdev.errors import CancelledError, VfmigError
 from mockdev.faultspec import parse_all
 from mockdev.lab.endpoint import EXIT_BEGIN
 from mockdev.lab.ends import End, InsideEnd, ProcessEnd, Progress, Reports
@@ -44,9 +44,11 @@ class Cancel:
 
     def __init__(self) -> None:
         self.asked: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.called_off = False  # ever
 
     def cancel(self) -> None:
         """Call it off; the run then ends by itself."""
+        self.called_off = True
         self.asked.put(None)
 
     @property
@@ -140,6 +142,8 @@ def record_template(config: MigrationConfig, vm: Vm, path: Path, cancel: Cancel)
     quiet = msgspec.structs.replace(vm, trace=False, keep_state=False)
     with tempfile.TemporaryDirectory(prefix="vfmig-") as folder:
         outcome = _run(small, Path(folder), lambda _: None, cancel, Pair(source=quiet), str(path))
+    if cancel.called_off:
+        raise CancelledError("called off while the machine was recorded")
     if outcome.outcome != "completed" or not path.exists():
         ends = [outcome.target, outcome.source]
         ends.sort(key=lambda end: end.exit_status != EXIT_BEGIN)  # who could not begin ended the other, too

@@ -37,6 +37,7 @@ _LINK = "link0"  # at either end
 _PREFIX = 24
 _ADDRESSES = {"source": "10.202.0.1", "target": "10.202.0.2"}
 _RATE_MAX = 2**32 - 1  # bytes/s that tbf's parameters hold
+_DELAY_NS_MAX = 2**32 * 64  # netem's parameters hold as many ticks of 64 ns
 _BURST_BYTES_MIN = 256 << 10  # more than the largest segment that the link is given
 _BURSTS_PER_S = 250  # how often the kernel lets a burst through at least, whatever its timers
 _QUEUE_US = 50_000
@@ -94,6 +95,10 @@ class TwoHosts:
         """Give the link another rate and delay from now on."""
         if rate_bytes_per_s is not None and not 1 <= rate_bytes_per_s <= _RATE_MAX:
             raise NetnsError(f"a link of {rate_bytes_per_s} bytes/s; the kernel shapes 1 to {_RATE_MAX}")
+        if not 0 <= delay_ns < _DELAY_NS_MAX:
+            raise NetnsError(
+                f"a link's delay of {delay_ns / 1e9:g} s; the kernel delays 0 to {_DELAY_NS_MAX / 1e9:.0f} s"
+            )
         for host in (self.source, self.target):
             _in(host, lambda netlink: _shape(netlink, rate_bytes_per_s, delay_ns))
         self._shape = rate_bytes_per_s, delay_ns

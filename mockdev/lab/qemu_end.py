@@ -124,6 +124,7 @@ class QemuEnd:
         self._killed = False
         self._switched = False
         self._info: dict[str, Any] = {}
+        self._core = folder / f"{role}.core"
         self._complaint = ""  # why its journal is not whole
         self._thread = threading.Thread(target=self._run, name=role, daemon=True)
         self._thread.start()
@@ -185,7 +186,10 @@ class QemuEnd:
         except QemuError as error:
             begun = self._qemu is not None
             status = EndpointStatus(
-                outcome="failed", error=str(error), kind="qemu", exit_status=None if begun else EXIT_BEGIN
+                outcome="killed" if self._killed and begun else "failed",
+                error=str(error),
+                kind="qemu",
+                exit_status=None if begun else EXIT_BEGIN,
             )
             if not begun:
                 self._say("result", begun=False)
@@ -234,10 +238,11 @@ class QemuEnd:
         while qemu.ended is None and not self._killed:
             try:
                 self._info = qemu.execute("query-migrate")
-            except QemuError as error:
+            except QemuError:
                 if qemu.wait(2.0) is not None:
                     break
-                return str(error)
+                self._killed = True  # it does not answer any more
+                raise
             state = self._info.get("status", "none")
             moved = _moved(self._info)
             if state in _OVER:
@@ -277,7 +282,11 @@ class QemuEnd:
         state = self._info.get("status", "none")
         if state == "completed":
             if self._vm.keep_state:
-                self._keep_state(qemu)
+                try:
+                    self._keep_state(qemu)
+                except (VfmigError, OSError) as lack:  # a full disk, say: the migration is as good as it was
+                    self._core.unlink(missing_ok=True)
+                    common["complaint"] = f"what the guest has could not be kept: {lack}"
             if self._role == "target":
                 self._resume(qemu)
         run_state = qemu.execute("query-status")
@@ -296,8 +305,7 @@ class QemuEnd:
 
     def _keep_state(self, qemu: Qemu) -> None:
         """Write what the guest has into the evidence folder: its RAM, and the PCI state of its devices."""
-        core = (self._folder / f"{self._role}.core").absolute()
-        qemu.execute("dump-guest-memory", paging=False, protocol=f"file:{core}")
+        qemu.execute("dump-guest-memory", paging=False, protocol=f"file:{self._core.absolute()}")
         with Qtest(qemu.qtest) as qtest:
             states = {
                 name: qtest.pci_state(FIRST_SLOT + number) for number, name in enumerate(self._config.devices)

@@ -62,6 +62,10 @@ def command(words: tuple[str, ...], control: str | None, **options: Any) -> int:
         return _status(control)
     if words[0] == "fault" and len(words) == 2:
         return _fault(control, words[1])
+    if words[0] in ("status", "fault"):
+        raise click.UsageError(
+            "write `vfmig qemu status` or `vfmig qemu fault SPEC`; options go before the word"
+        )
     return _start(words, control, **options)
 
 
@@ -98,7 +102,11 @@ def _start(
         config.check()
     except VfmigError as error:
         raise click.UsageError(str(error)) from None
-    return Supervisor(config).run()
+    supervisor = Supervisor(config)
+    status = supervisor.run()
+    if supervisor.journal.lost:
+        click.echo(f"vfmig: {supervisor.journal.lost}", err=True)
+    return status
 
 
 def _status(control: str | None) -> int:
