@@ -34,6 +34,9 @@ from mockdev.runtime.config import FIRST_SLOT, MigrationConfig
 TRACES = ("vfio_*", "multifd_*", "migrate_*", "migration_*", "savevm_*", "loadvm_*", "source_*")
 _LOOK_S = 0.01  # between two looks at a migration
 _DOWNTIME_MS_MAX = 20_000  # what QEMU may take: it must not wait for a better moment to switch over
+# What it may assume of the link: an idle guest's trickle of RAM would have it believe that the devices' state
+# cannot be sent in time, and it would never switch over.
+_SWITCHOVER_BANDWIDTH = 1 << 40
 _LEAST_RELEASE = (10, 0, 0)
 _MACHINES = {"pc": "pc-i440fx", "q35": "pc-q35"}  # an alias means another machine with every release
 _OVER = ("completed", "failed", "cancelled")
@@ -227,7 +230,12 @@ class QemuEnd:
         wanted["switchover-ack"] = config.precopy_bytes > 0
         capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
         qemu.execute("migrate-set-capabilities", capabilities=capabilities)
-        qemu.execute("migrate-set-parameters", downtime_limit=_DOWNTIME_MS_MAX, max_bandwidth=0)
+        qemu.execute(
+            "migrate-set-parameters",
+            downtime_limit=_DOWNTIME_MS_MAX,
+            max_bandwidth=0,
+            avail_switchover_bandwidth=_SWITCHOVER_BANDWIDTH,
+        )
         if config.channels:
             qemu.execute("migrate-set-parameters", multifd_channels=config.channels)
 
