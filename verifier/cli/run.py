@@ -90,6 +90,7 @@ def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) 
     default="10.0",
     show_default=True,
     type=click.Choice(["10.0", "10.1", "10.2", "11.0", "11.1"]),
+    help="The release that a mock source speaks to a mock target.",
 )
 @click.option(
     "--capture",
@@ -188,6 +189,10 @@ def _pair(options: dict[str, Any]) -> Pair:
     paths = {"source": options["qemu"], "target": options["target_qemu"] or options["qemu"]}
     binaries = {role: path or BINARY for role, path in paths.items() if options[role] == "qemu"}
     if not binaries:
+        for option, default in (("qemu", None), ("target_qemu", None), ("accel", "tcg"), ("machine", "pc")):
+            if options[option] != default:
+                name = option.replace("_", "-")
+                raise click.UsageError(f"--{name} is for a QEMU: add --source qemu or --target qemu")
         return Pair(hosts=hosts)
     if options["transport"] != "tcp":
         raise click.UsageError("a QEMU migrates over --transport tcp only")
