@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import sys
 import tempfile
 import time
@@ -161,6 +162,33 @@ def test_qemu_dies_with_its_supervisor(tmp_path: Path) -> None:
             assert select.select([pidfd], [], [], DEADLINE_S)[0]
         finally:
             os.close(pidfd)
+
+
+def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    """Whoever started a QEMU is killed: QEMU ends, its supervisor removes the folder that nobody else can."""
+    begin = (
+        "from pathlib import Path; from mockdev.lab.qemu import Qemu; from tests.test_attach_qemu import machine;"
+        f" q = machine(Qemu, Path({str(tmp_path)!r}), 'source').__enter__(); print(q.pid, flush=True); input()"
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", begin],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        env=environment,
+    )
+    with process:
+        assert process.stdout is not None
+        pidfd = os.pidfd_open(int(process.stdout.readline()))
+        try:
+            process.kill()
+            assert select.select([pidfd], [], [], DEADLINE_S)[0]
+        finally:
+            os.close(pidfd)
+    wait_for(lambda: not list(scratch.iterdir()))
 
 
 def test_a_qemu_that_refuses_its_command_line_says_so(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
     route: how QEMU reaches the devices: by descriptors, or by groups and a container. names: of the devices,
     in journals and for their pattern: the idstr of each one's section, where it is known. spare: how many of
     them, the last ones, are for hot plug. filled: they begin with the state that seed and name say, else
-    empty. journal, control: paths, None: none. log: where QEMU's output goes, None: where ours does. Others:
-    as in MigrationConfig.
+    empty. journal, control: paths, None: none. log: where QEMU's output goes, None: where ours does. parent:
+    the process that the supervisor belongs to and does not outlive, 0: none; scratch: that one's folder, to
+    be removed in its place when it has died. Others: as in MigrationConfig.
     """
 
     command: tuple[str, ...]
@@ -43,6 +44,8 @@ class AttachConfig(msgspec.Struct, frozen=True, kw_only=True):
     control: str | None = None
     log: str | None = None
     clock_offset_ns: int | None = None
+    parent: int = 0
+    scratch: str | None = None
 
     def check(self) -> None:
         """VfmigError, naming the value, when this cannot be run."""

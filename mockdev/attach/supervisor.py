@@ -17,12 +17,13 @@ import heapq
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -502,12 +503,29 @@ def _say(event: str, **fields: object) -> None:
         print(json.dumps({"event": event, **fields}), flush=True)
 
 
+@contextmanager
+def _orphaned_too(config: AttachConfig) -> Iterator[None]:
+    """Not for an orphan; and if it becomes one meanwhile, remove what its parent cannot any more."""
+
+    def orphan() -> bool:
+        return bool(config.parent) and os.getppid() != config.parent
+
+    try:
+        if orphan():  # the parent died before its death could be told
+            raise VfmigError("whoever started this supervisor is gone")
+        yield
+    finally:
+        if orphan() and config.scratch is not None:
+            shutil.rmtree(config.scratch, ignore_errors=True)
+
+
 def main() -> None:
     """The process's entry."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     try:
         config = msgspec.json.decode(sys.stdin.buffer.readline(), type=AttachConfig)
-        status = Supervisor(config).run(lambda pid: _say("started", pid=pid))
+        with _orphaned_too(config):
+            status = Supervisor(config).run(lambda pid: _say("started", pid=pid))
     except (msgspec.MsgspecError, VfmigError, OSError) as error:
         _say("result", status=EXIT_BEGIN, error=str(error))
         sys.exit(EXIT_BEGIN)

@@ -221,7 +221,12 @@ class Qemu:
         )
         assert process.stdin is not None
         config = msgspec.structs.replace(
-            lend, command=tuple(self.command), control=self.control, log=str(self._log)
+            lend,
+            command=tuple(self.command),
+            control=self.control,
+            log=str(self._log),
+            parent=os.getpid(),
+            scratch=self._folder,
         )
         with contextlib.suppress(OSError):  # it has died: its output will say why
             process.stdin.write(msgspec.json.encode(config) + b"\n")
