@@ -167,8 +167,9 @@ def test_qemu_dies_with_its_supervisor(tmp_path: Path) -> None:
 def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
     """Whoever started a QEMU is killed: QEMU ends, its supervisor removes the folder that nobody else can."""
     begin = (
-        "from pathlib import Path; from mockdev.lab.qemu import Qemu; from tests.test_attach_qemu import machine;"
-        f" q = machine(Qemu, Path({str(tmp_path)!r}), 'source').__enter__(); print(q.pid, flush=True); input()"
+        "from pathlib import Path; from mockdev.lab.qemu import Qemu; from tests.test_attach_qemu import *; "
+        f"q = machine(Qemu, Path({str(tmp_path)!r}), 'source').__enter__(); "
+        "print(q.pid, flush=True); input()"
     )
     scratch = tmp_path / "scratch"
     scratch.mkdir()
