@@ -164,14 +164,17 @@ def test_qemu_dies_with_its_supervisor(tmp_path: Path) -> None:
             os.close(pidfd)
 
 
-def test_nothing_is_left_of_a_run_that_was_killed(tmp_path: Path) -> None:
-    """Whoever started a QEMU is killed: QEMU ends, its supervisor removes the folder that nobody else can."""
+def test_nothing_is_left_of_a_run_that_was_killed(open_folder: Path) -> None:
+    """Whoever started a QEMU is killed: QEMU ends, its supervisor removes the folder that nobody else can.
+
+    Not in pytest's own folder, whose path is longer than that of a Unix socket may be.
+    """
     begin = (
         "from pathlib import Path; from mockdev.lab.qemu import Qemu; from tests.test_attach_qemu import *; "
-        f"q = machine(Qemu, Path({str(tmp_path)!r}), 'source').__enter__(); "
+        f"q = machine(Qemu, Path({str(open_folder)!r}), 'source').__enter__(); "
         "print(q.pid, flush=True); input()"
     )
-    scratch = tmp_path / "scratch"
+    scratch = open_folder / "scratch"
     scratch.mkdir()
     environment = {**os.environ, "TMPDIR": str(scratch)}
     process = subprocess.Popen(
