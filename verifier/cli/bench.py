@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from verifier.cli import HOLDS, UNKNOWN
+from verifier.cli.options import machine, profile, qemu, target_qemu
 from verifier.cli.output import OutputError, printing
 from verifier.cli.values import Size
 
@@ -113,19 +114,13 @@ def attach(size: int, rounds: int, as_json: bool) -> int:
 @click.option(
     "--channels", default=6, show_default=True, type=click.IntRange(1, 255), help="Multifd connections."
 )
-@click.option(
-    "--profile",
-    default="connectx7",
-    show_default=True,
-    type=click.Choice(["connectx7", "unlimited", "opaque"]),
-    help="A card's timing, none, or bytes without mlx5 records.",
-)
-@click.option("--qemu", metavar="PATH", help="The QEMU to use.  [default: qemu-system-x86_64]")
-@click.option("--target-qemu", metavar="PATH", help="That of the target.  [default: the same]")
+@profile
+@qemu
+@target_qemu
 @click.option(
     "--accel", type=click.Choice(["tcg", "kvm"]), help="Of the QEMUs.  [default: kvm where there is /dev/kvm]"
 )
-@click.option("--machine", default="pc", show_default=True, help="Machine type of the QEMUs.")
+@machine
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw it: an SVG file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def downtime(

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from verifier.cli.options import precopy, profile, state_size
 from verifier.cli.output import printing
-from verifier.cli.values import Size
 
 _SOCKET = "vfmig-qemu-{}.socket"
 
@@ -22,17 +22,9 @@ _SOCKET = "vfmig-qemu-{}.socket"
 @click.option(
     "--spare", default=0, show_default=True, type=click.IntRange(0, 30), help="More of them, for hot plug."
 )
-@click.option("--state-size", default="100MiB", show_default=True, type=Size(1), help="State of each device.")
-@click.option(
-    "--profile",
-    default="connectx7",
-    show_default=True,
-    type=click.Choice(["connectx7", "unlimited", "opaque"]),
-    help="A card's timing, none, or bytes without mlx5 records.",
-)
-@click.option(
-    "--precopy", default="0", show_default=True, type=Size(), help="Share of each state before the stop."
-)
+@state_size
+@profile
+@precopy
 @click.option(
     "--route",
     default="iommufd",

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from verifier.cli import INTERRUPTED
+from verifier.cli.options import machine, precopy, profile, qemu, state_size, target_qemu
 from verifier.cli.output import printing
 from verifier.cli.values import Size
 
@@ -43,14 +44,14 @@ def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) 
 @click.option(
     "--target", default="mock", show_default=True, type=click.Choice(["mock", "qemu"]), help="Who receives."
 )
-@click.option("--qemu", metavar="PATH", help="The QEMU to use.  [default: qemu-system-x86_64]")
-@click.option("--target-qemu", metavar="PATH", help="That of the target.  [default: the same]")
+@qemu
+@target_qemu
 @click.option(
     "--accel", default="tcg", show_default=True, type=click.Choice(["tcg", "kvm"]), help="Of the QEMUs."
 )
-@click.option("--machine", default="pc", show_default=True, help="Machine type of the QEMUs.")
+@machine
 @click.option("--vfs", default=4, show_default=True, type=click.IntRange(1, 30), help="Devices.")
-@click.option("--state-size", default="100MiB", show_default=True, type=Size(1), help="State of each device.")
+@state_size
 @click.option(
     "--channels", default=6, show_default=True, type=click.IntRange(0, 255), help="Multifd connections."
 )
@@ -61,16 +62,8 @@ def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) 
     type=click.Choice(["multifd", "main"]),
     help="All devices at once over multifd, or one after the other on the main channel.",
 )
-@click.option(
-    "--profile",
-    default="connectx7",
-    show_default=True,
-    type=click.Choice(["connectx7", "unlimited", "opaque"]),
-    help="A card's timing, none, or bytes without mlx5 records.",
-)
-@click.option(
-    "--precopy", default="0", show_default=True, type=Size(), help="Share of each state before the stop."
-)
+@profile
+@precopy
 @click.option(
     "--queue-cap", type=Size(1), help="Bytes a device may have queued at the target.  [default: none]"
 )

@@ -249,16 +249,9 @@ class StreamIsCaptured(Invariant[Read | Wrote | VfioItem | BufferDone]):
                 yield Finding(f"{passed} bytes {verb} at the {role}, {captured} in the capture", (seen,))
 
 
-class SameGuestRam(Invariant[EndRecord]):
-    passport = Passport(
-        "EQ-7",
-        "When the migration has completed, the guest's RAM at the target, before the VM runs there, is that "
-        "of the source after it stopped.",
-        Severity.CORRUPTS,
-        qemu("migration/ram.c", "ram_save_complete"),
-        MIGRATION,
-        (Need.COMPLETED,),
-    )
+class _OfTheRun(Invariant[EndRecord]):
+    """What was compared once, after the run, and stands in its record."""
+
     kinds = (EndRecord,)
 
     def __init__(self, facts: Facts) -> None:
@@ -269,6 +262,18 @@ class SameGuestRam(Invariant[EndRecord]):
     def on(self, seen: Said, _: EndRecord) -> Iterator[Finding]:
         self.record = seen
         return iter(())
+
+
+class SameGuestRam(_OfTheRun):
+    passport = Passport(
+        "EQ-7",
+        "When the migration has completed, the guest's RAM at the target, before the VM runs there, is that "
+        "of the source after it stopped.",
+        Severity.CORRUPTS,
+        qemu("migration/ram.c", "ram_save_complete"),
+        MIGRATION,
+        (Need.COMPLETED,),
+    )
 
     def at_end(self) -> Iterator[Finding]:
         ram = self.facts.record.guest_ram if self.facts.record is not None else None
@@ -280,7 +285,7 @@ class SameGuestRam(Invariant[EndRecord]):
             yield Finding(f"the guest's RAM differs{where}", (self.record,))
 
 
-class SamePciState(Invariant[EndRecord]):
+class SamePciState(_OfTheRun):
     passport = Passport(
         "EQ-8",
         "When the migration has completed, the guest sees the PCI config space and the MSI-X table of each "
@@ -290,16 +295,6 @@ class SamePciState(Invariant[EndRecord]):
         MIGRATION,
         (Need.COMPLETED,),
     )
-    kinds = (EndRecord,)
-
-    def __init__(self, facts: Facts) -> None:
-        super().__init__(facts)
-        self.exercised = False
-        self.record: Said | None = None
-
-    def on(self, seen: Said, _: EndRecord) -> Iterator[Finding]:
-        self.record = seen
-        return iter(())
 
     def at_end(self) -> Iterator[Finding]:
         pci = self.facts.record.pci if self.facts.record is not None else None
