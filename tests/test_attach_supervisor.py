@@ -174,6 +174,14 @@ def test_a_state_read_from_one_is_loaded_by_another(lend: Any, tmp_path: Path, p
     ]
 
 
+def test_calls_that_nobody_knows_are_counted(lend: Any) -> None:
+    lent = lend("bind", "unknown", "sleep")
+    pid = lent.asleep()
+    assert ask(lent.control, ask="status")["unanswered"] == 2
+    os.kill(pid, signal.SIGTERM)
+    assert lent.end()["status"] == 0
+
+
 def test_dma_reaches_the_programs_memory_where_it_is_mapped(lend: Any) -> None:
     lent = lend("bind", "sleep")
     pid = lent.asleep()

@@ -74,6 +74,7 @@ class LentDevice:
         self.device = device
         self.name = device.name
         self.opened = False  # QEMU has bound it
+        self.unanswered = 0  # ioctls that nobody knows
         self.prepared: Callable[[], bool] = lambda: True  # whether its state is there to be saved
         self.read_bytes = 0  # of the last save file
         self.written_bytes = 0  # of the last resume file
@@ -311,6 +312,7 @@ class LentDevice:
         """Journal a failure that tells something: a refused arc, or a call that nobody knows."""
         now_ns = self._clock.now_ns()
         if number == errno.ENOTTY and request != Ioctl.DEVICE_FEATURE:
+            self.unanswered += 1
             self._journal.write(Unanswered(t=now_ns, on=self.name, request=request))
         elif (wanted := _wanted_state(request, argument)) is not None:
             old = self.device.state

@@ -83,7 +83,7 @@ class Supervisor:
         self.devices: list[LentDevice] = []
         self.child: Child | None = None
         self.calls = 0  # answered so far
-        self.unanswered = 0
+        self.unanswered = 0  # ioctls on what is no device that nobody knows
         self._numbers = calls()
         self._heap: list[_Waiting] = []
         self._order = 0
@@ -366,7 +366,7 @@ class Supervisor:
             "role": self.config.role,
             "pid": self.pid,
             "calls": self.calls,
-            "unanswered": self.unanswered,
+            "unanswered": self.unanswered + sum(device.unanswered for device in self.devices),
             "complaint": self.journal.lost,
             "devices": devices,
         }

@@ -84,6 +84,10 @@ def check_vm(vm: Vm) -> str:
     named = check_release(vm.binary)
     if vm.accel == "kvm" and not Path("/dev/kvm").exists():
         raise QemuError("--accel kvm, but there is no /dev/kvm here; use --accel tcg")
+    if vm.accel == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise QemuError(
+            "--accel kvm, but /dev/kvm is not open to this user; use --accel tcg, or join the group kvm"
+        )
     return named
 
 

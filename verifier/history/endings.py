@@ -71,7 +71,10 @@ class Endings:
 
     @property
     def outcome(self) -> str | None:
-        """Of the two together: the report's word, or None when one is missing or does not know."""
+        """Of the two together: the report's word, or None when one is missing or does not know.
+
+        The lab has its own such rule (lab/outcome.py): the judge does not take it from whom it judges.
+        """
         source, target = self.of("source"), self.of("target")
         if source is None or target is None:
             return None
