@@ -79,13 +79,15 @@ def load_config_state(data: bytes | memoryview, pci: PciFunction) -> None:
     two functions are not alike); then nothing is changed.
     """
     state = parse_config_state(data, pci.identity.vectors)
-    for at, (new, old, mask) in enumerate(zip(state.config, pci.config, pci.writable, strict=True)):
-        if (new ^ old) & ~mask:
-            raise RemoteProtocolError(
-                f"config byte {at:#x} is {new:#04x}, this device has {old:#04x}",
-                offset=_WORD + at,
-                field="config",
-            )
+    new, old, mask = (int.from_bytes(part, "little") for part in (state.config, pci.config, pci.writable))
+    wrong = (new ^ old) & ~mask
+    if wrong:
+        at = ((wrong & -wrong).bit_length() - 1) // 8  # the lowest byte that differs
+        raise RemoteProtocolError(
+            f"config byte {at:#x} is {state.config[at]:#04x}, this device has {pci.config[at]:#04x}",
+            offset=_WORD + at,
+            field="config",
+        )
     pci.config[:] = state.config
     pci.msix_table[:] = state.msix_table
     pci.msix_pending[:] = state.msix_pending

@@ -149,13 +149,13 @@ class Source:
         self._pump.join_devices()
         for section in phases.devices:
             self._full(section)
+        session.commit()  # from here on only the target knows what becomes of the VM: a cancel would lose it
         self._ended = True
         session.mark("end-of-stream")
         self._send((self._end_of_stream(),), event=Event.EOF)
         self._course.take(Event.DESCRIPTION)
         session.phase = "wait for the target"
         replies.wait_shut()
-        session.commit()
         self._pump.finish()
         for slot in self._slots:
             slot.set_state(State.STOP)
@@ -168,10 +168,17 @@ class Source:
         session.settle()
         try:
             for slot in self._slots:
-                slot.set_state(State.RUNNING)
+                self._run_again(slot)
         except VfmigError:
             return False
         return True
+
+    def _run_again(self, slot: Slot) -> None:
+        """A device whose save session had failed says so when it leaves PRE_COPY: once, then it goes on."""
+        try:
+            slot.set_state(State.RUNNING)
+        except DeviceError:
+            slot.set_state(State.RUNNING)
 
     # -- connections ---------------------------------------------------------------------------------
 

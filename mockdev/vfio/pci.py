@@ -9,6 +9,7 @@ Source: PCI Express base specification 6.0, 7.5 and 7.7; Linux include/uapi/linu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 CONFIG_SIZE = 4096
 
@@ -70,7 +71,8 @@ def pending_size(vectors: int) -> int:
     return (vectors + 7) // 8
 
 
-def config_space(identity: Identity) -> bytearray:
+@lru_cache(maxsize=16)
+def config_space(identity: Identity) -> bytes:
     """The 4096 bytes of config space after a reset."""
     space = bytearray(CONFIG_SIZE)
 
@@ -96,9 +98,10 @@ def config_space(identity: Identity) -> bytearray:
     put(EXT_VENDOR, 4, 0x000B | 1 << 16 | EXT_ARI << 20)
     put(EXT_VENDOR + 4, 4, 0x0C << 20)
     put(EXT_ARI, 4, 0x000E | 1 << 16)
-    return space
+    return bytes(space)
 
 
+@lru_cache(maxsize=16)
 def writable_bits(identity: Identity) -> bytes:
     """A 4096-byte mask: bits that software may change, so two ends of a migration may differ in them."""
     mask = bytearray(CONFIG_SIZE)
@@ -131,7 +134,7 @@ class PciFunction:
 
     def reset(self) -> None:
         """Back to power-on values; every vector masked."""
-        self.config = config_space(self.identity)
+        self.config = bytearray(config_space(self.identity))
         entry = bytearray(MSIX_ENTRY_SIZE)
         entry[_MSIX_VECTOR_CONTROL] = _MSIX_VECTOR_MASKED
         self.msix_table = entry * self.identity.vectors

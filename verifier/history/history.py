@@ -15,7 +15,7 @@ from verifier.history.decode import FlowDecoder
 from verifier.history.facts import Facts
 from verifier.history.image import Image, Room
 from verifier.history.merge import Lines
-from verifier.history.observation import FlowEnd, Observation, Seen
+from verifier.history.observation import FlowEnd, Observation, Said, Seen
 from verifier.history.record import RunRecord
 
 Data = mmap.mmap | bytes
@@ -92,6 +92,10 @@ class History:
         for seen in self._homeless:
             if seen.lane.migration is not None:
                 self._case(seen.lane.migration).take(seen)
+
+    def tell(self, said: Said) -> None:
+        """A line that was said now, in a run that is watched as it happens."""
+        self._case(0).take(said)
 
     def finish(self) -> None:
         """Read what lines are left."""

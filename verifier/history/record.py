@@ -15,7 +15,9 @@ All but the seed may be missing. Where an end says in its journal that a fault s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -118,6 +120,11 @@ class RunRecord:
                 self.endpoints[role] = end.name
             line = EndRecord(_LAST_NS, end.outcome, end.runs, end.error[:_TEXT_MAX])
             self.ends.append(Said(role, line, str(path), 0, size, RUN_RECORD))
+
+
+def record_of(content: Mapping[str, Any], name: str) -> RunRecord:
+    """The record with this content, of a run that wrote no file; name: for witnesses."""
+    return RunRecord(Path(name), 0, msgspec.convert(content, type=_Record))
 
 
 def read_record(path: Path) -> RunRecord | None:
