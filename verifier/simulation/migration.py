@@ -110,8 +110,8 @@ class _Stage:
         specs = parse_all(config.faults, config.vfs, config.channels)
         plan = Plan(
             precopy_bytes=config.precopy_bytes,
-            initial_bytes=max(1, config.precopy_bytes // 2),
-            increment_bytes=max(1, config.precopy_bytes // 3),
+            initial_bytes=scene.initial_bytes,
+            increment_bytes=scene.increment_bytes,
             chunk_bytes=config.chunk_bytes,
         )
         devices = []

@@ -14,6 +14,7 @@ import msgspec
 
 from mockdev.device.image import PAGE_SIZE
 from mockdev.device.profile import Profile
+from mockdev.device.saving import Plan
 from mockdev.runtime.config import MigrationConfig
 from verifier.simulation.chance import Chance
 from verifier.simulation.link import LinkModel, draw_link
@@ -48,7 +49,8 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Scene:
-    """One migration. kinds: of trouble that are on; profile: what device commands cost.
+    """One migration. kinds: of trouble that are on; profile: what device commands cost; initial_bytes,
+    increment_bytes: of a device's state before the stop (device/saving.py).
 
     links: both directions of the main connection, then those of each channel. guest_writes: DMA by devices,
     each to a page of RAM, so many turns of the scheduler after the one before. breaks, cancel: what befalls
@@ -59,6 +61,8 @@ class Scene:
     migration: MigrationConfig
     kinds: frozenset[str] = frozenset()
     profile: Profile = FREE
+    initial_bytes: int = Plan.initial_bytes
+    increment_bytes: int = Plan.increment_bytes
     links: tuple[LinkModel, ...] = ()
     guest_writes: tuple[tuple[int, int], ...] = ()
     breaks: Break | None = None
@@ -80,7 +84,16 @@ def draw(seed: int, **fixed: Any) -> Scene:
     if faults:
         migration = msgspec.structs.replace(migration, faults=faults)
     links = tuple(draw_link(chance, kinds) for _ in range(2 + 2 * migration.channels))
-    scene = Scene(seed, migration, kinds, _profile(chance, kinds), links)
+    precopy = migration.precopy_bytes
+    scene = Scene(
+        seed,
+        migration,
+        kinds,
+        _profile(chance, kinds),
+        initial_bytes=chance.between(1, max(1, precopy)),
+        increment_bytes=chance.between(max(1, precopy // 5), max(1, precopy)),
+        links=links,
+    )
     if "guest" in kinds:
         pages = max(1, migration.ram_bytes // PAGE_SIZE)
         writes = tuple((chance.below(pages), chance.below(40)) for _ in range(chance.between(1, 6)))
