@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import msgspec
 
@@ -56,6 +56,7 @@ class Connected(Line, frozen=True, kw_only=True):
     peer: str
 
 
+@final
 class State(Line, frozen=True, kw_only=True):
     """A device took one arc. errno: 0, or why the arc failed (it then stayed in `old`)."""
 

@@ -26,6 +26,7 @@ from mockdev.wire.structs import (
     VfioDeviceState,
 )
 
+_SYNC, _DEVICE_STATE_FLAG = MultifdFlag.SYNC, MultifdFlag.DEVICE_STATE
 _INIT = Want(MULTIFD_INIT.size, "multifd init packet", may_end=True)
 _HEAD = Want(MULTIFD_HEAD.size, "multifd packet header", may_end=True)
 _DEVICE_STATE = Want(MULTIFD_DEVICE_STATE.size - MULTIFD_HEAD.size, "device-state packet header")
@@ -54,7 +55,7 @@ def multifd_channel(name: str = "multifd", page_size: int = PAGE_BYTES) -> Synta
             return
         magic, version, flags = MULTIFD_HEAD.unpack(start)
         _check_magic(magic, version, name, at)
-        if flags & MultifdFlag.DEVICE_STATE:
+        if flags & _DEVICE_STATE_FLAG:
             rest = yield _DEVICE_STATE
             assert rest is not None
             device = MULTIFD_DEVICE_STATE.unpack(bytes(start) + bytes(rest))
@@ -85,7 +86,7 @@ def multifd_channel(name: str = "multifd", page_size: int = PAGE_BYTES) -> Synta
 
 def _ram_payload(flags: int, normal_pages: int, next_packet_size: int, page_size: int) -> int:
     """Bytes of page data that QEMU's receiver takes, which is not always what the head announces."""
-    if flags & MultifdFlag.SYNC and not normal_pages:
+    if flags & _SYNC and not normal_pages:
         return 0
     if flags & COMPRESSION_MASK:
         return next_packet_size if normal_pages else 0

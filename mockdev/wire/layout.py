@@ -85,9 +85,9 @@ class Layout(Generic[T]):
     def unpack(self, data: bytes | bytearray | memoryview, offset: int = 0) -> T:
         """Read one record at `offset`. struct.error when fewer than `size` bytes are there."""
         flat = self._struct.unpack_from(data, offset)
-        if not self._has_arrays:
-            return self.record(*flat)
-        return self.record(*self._grouped(flat))
+        if self._has_arrays:
+            flat = tuple(self._grouped(flat))
+        return tuple.__new__(self.record, flat)  # as the named tuple does, without its call in between
 
     def pack(self, record: T) -> bytes:
         """The record's bytes. struct.error when a value does not fit its field."""

@@ -57,10 +57,21 @@ RAM_BLOCKS_MAX = 4096
 _TAG_OR_END = Want(1, "item tag", may_end=True)
 _PEEK_TAG = Want(1, "item tag", peek=True)
 _RAM_HEAD = Want(8, "RAM record")
+_SECTION_ID = Want(SECTION_REF.size, "section id")
+_FOOTER = Want(1 + SECTION_REF.size, "section footer")
+_VFIO_TAG = Want(NUMBER64.size, "VFIO tag")
 _BE32 = struct.Struct(">I")
 _PAGE_RECORDS = RamFlag.ZERO | RamFlag.PAGE | RamFlag.XBZRLE
-_RAM_ENDS = {RamFlag.EOS: True, RamFlag.MULTIFD_FLUSH: False}
-_SECTION_WITH_NAME = (Tag.SECTION_START, Tag.SECTION_FULL)
+_NOT_CONTINUE = ~RamFlag.CONTINUE
+_RAM_ENDS: dict[int, bool] = {RamFlag.EOS: True, RamFlag.MULTIFD_FLUSH: False}
+# By names of their own: to look up a member of an enumeration takes longer than to compare it.
+_EOF, _COMMAND, _END = Tag.EOF, Tag.COMMAND, Tag.SECTION_FOOTER
+_FIRST, _FULL = Tag.SECTION_START, Tag.SECTION_FULL
+_SECTION_WITH_NAME = (_FIRST, _FULL)
+_VFIO_TAGS = frozenset(VfioTag)
+_DATA, _CONFIG = VfioTag.DEV_DATA_STATE, VfioTag.DEV_CONFIG_STATE
+_MORE_FOLLOWS = (VfioTag.DEV_SETUP_STATE, _DATA)
+_END_OF_STATE = VfioTag.END_OF_STATE.to_bytes(8, "big")
 
 # What may follow a section: EOF with or without its description, a section, a command.
 _NEXT = re.compile(
@@ -121,7 +132,7 @@ class _MainChannel:
         raw = yield Want(8, what)
         assert raw is not None
         self.at += 8
-        return NUMBER64.unpack(raw).value
+        return int.from_bytes(raw, "big")
 
     def string(self, what: str) -> Steps:
         """A string with a length byte. Bytes outside ASCII are shown escaped."""
@@ -158,12 +169,12 @@ class _MainChannel:
             offset = self.at
             self.at += 1
             tag = raw[0]
-            if tag == Tag.EOF:
+            if tag == _EOF:
                 yield EofItem(offset, 1)
                 break
-            if tag == Tag.COMMAND:
+            if tag == _COMMAND:
                 yield from self.command(offset)
-            elif Tag.SECTION_START <= tag <= Tag.SECTION_FULL:
+            elif _FIRST <= tag <= _FULL:
                 yield from self.section(offset, tag)
             else:
                 raise self.fail(f"no item begins with the byte {tag:#04x}", "tag", offset)
@@ -218,7 +229,10 @@ class _MainChannel:
         yield CommandItem(offset, self.at - offset, head.type, bytes(data))
 
     def section(self, offset: int, tag: int) -> Steps:
-        section_id = SECTION_REF.unpack((yield from self.take(SECTION_REF.size, "section id"))).section_id
+        raw = yield _SECTION_ID
+        assert raw is not None
+        self.at += SECTION_REF.size
+        section_id = SECTION_REF.unpack(raw).section_id
         known: Bound | None
         if tag in _SECTION_WITH_NAME:
             idstr = yield from self.string("section idstr")
@@ -231,7 +245,7 @@ class _MainChannel:
         bound = known or Bound("", 0, 0)
         yield SectionItem(offset, self.at - offset, tag, section_id, *bound, known is not None)
         start = self.at
-        if bound.idstr == "ram" and tag != Tag.SECTION_FULL:
+        if bound.idstr == "ram" and tag != _FULL:
             yield from self.ram()
         elif is_vfio(bound.idstr):
             yield from self.vfio(section_id, bound)
@@ -243,16 +257,16 @@ class _MainChannel:
         size = self.at - start
         if self.footers is None:
             peeked = yield _PEEK_TAG
-            self.footers = not peeked or peeked[0] == Tag.SECTION_FOOTER
+            self.footers = not peeked or peeked[0] == _END
         if not self.footers:
             yield FooterItem(self.at, 0, tag, section_id, None, idstr, start, size)
             return
         offset = self.at
-        raw = yield from self.take(1 + SECTION_REF.size, "section footer")
-        if raw[0] != Tag.SECTION_FOOTER:
-            raise self.fail(
-                f"a section ends with {raw[0]:#04x} instead of {Tag.SECTION_FOOTER:#x}", "footer", offset
-            )
+        raw = yield _FOOTER
+        assert raw is not None
+        self.at += len(raw)
+        if raw[0] != _END:
+            raise self.fail(f"a section ends with {raw[0]:#04x} instead of {_END:#x}", "footer", offset)
         said = SECTION_REF.unpack(raw, 1).section_id
         yield FooterItem(offset, len(raw), tag, section_id, said, idstr, start, size)
 
@@ -268,12 +282,12 @@ class _MainChannel:
             value = int.from_bytes(raw, "big")
             flags = value & mask
             address = value & ~mask
-            kind = flags & ~RamFlag.CONTINUE
+            kind = flags & _NOT_CONTINUE
             if kind & _PAGE_RECORDS:
                 yield from self.ram_page(offset, kind, flags, address)
             elif flags in _RAM_ENDS:
                 yield RamRecordItem(offset, 8, flags, "", address, 0)
-                if _RAM_ENDS[RamFlag(flags)]:
+                if _RAM_ENDS[flags]:
                     return
             elif flags == RamFlag.MEM_SIZE:
                 yield from self.ram_blocks(offset, address)
@@ -320,20 +334,23 @@ class _MainChannel:
     def vfio(self, section_id: int, bound: Bound) -> Steps:
         while True:
             offset = self.at
-            tag = yield from self.number("VFIO tag")
+            raw = yield _VFIO_TAG
+            assert raw is not None
+            self.at += len(raw)
+            tag = int.from_bytes(raw, "big")
             size = 0
-            if tag == VfioTag.DEV_DATA_STATE:
+            if tag == _DATA:
                 size = yield from self.number("VFIO data size")
-            elif tag not in VfioTag._value2member_map_:
+            elif tag not in _VFIO_TAGS:
                 raise self.fail(f"unknown VFIO tag {tag:#x}", "VFIO tag", offset)
             head = self.at - offset
             yield VfioItem(offset, head + size, tag, bound.idstr, bound.instance_id, size)
             if size:
                 self.at += size
                 yield Payload(size)
-            if tag == VfioTag.DEV_CONFIG_STATE:
-                yield from self.opaque(section_id, bound, VfioTag.END_OF_STATE.to_bytes(8, "big"))
-            elif tag not in (VfioTag.DEV_SETUP_STATE, VfioTag.DEV_DATA_STATE):
+            if tag == _CONFIG:
+                yield from self.opaque(section_id, bound, _END_OF_STATE)
+            elif tag not in _MORE_FOLLOWS:
                 return
 
     def opaque(self, section_id: int, bound: Bound, before_footer: bytes) -> Steps:

@@ -10,6 +10,7 @@ from mockdev.errors import RemoteProtocolError
 from mockdev.wire.frames import Payload, ReturnPathItem, Syntax, Want
 from mockdev.wire.structs import NUMBER64, RETURN_PATH_PAYLOAD_MAX, TYPE_LENGTH, ReturnPath
 
+_LAST = max(ReturnPath)
 _HEAD = Want(TYPE_LENGTH.size, "return-path message", may_end=True)
 
 
@@ -21,7 +22,7 @@ def return_path() -> Syntax:
         if not raw:
             return
         head = TYPE_LENGTH.unpack(raw)
-        if head.length > RETURN_PATH_PAYLOAD_MAX or not 1 <= head.type <= max(ReturnPath):
+        if head.length > RETURN_PATH_PAYLOAD_MAX or not 1 <= head.type <= _LAST:
             raise RemoteProtocolError(
                 f"message of type {head.type} with {head.length} bytes",
                 channel="return-path",

@@ -64,8 +64,8 @@ class FlowDecoder:
     """
 
     __slots__ = (
-        "_data", "_directory", "_frame", "_held", "_image", "_kept", "_left", "_missing", "_observe",
-        "_pages", "_pages_lost", "_payload_size", "_syntax", "_time_ns", "_view", "_want",
+        "_data", "_device", "_directory", "_frame", "_held", "_image", "_kept", "_left", "_missing",
+        "_observe", "_pages", "_pages_lost", "_payload_size", "_syntax", "_time_ns", "_view", "_want",
         "at", "decoded", "frames", "lane", "lost", "undecodable", "why",
     )  # fmt: skip
 
@@ -98,6 +98,7 @@ class FlowDecoder:
         self._missing = 0  # bytes of the payload that are not in the capture
         self._kept: array[int] = array("Q")
         self._frame: Payloaded | None = None
+        self._device = ""  # that it belongs to
         self._pages: PageStream | None = None
         self._pages_lost = False
         self._time_ns = 0
@@ -161,11 +162,11 @@ class FlowDecoder:
             if self._held.size > UNDECIDED_BYTES_MAX:
                 self._give_up("the answering side of a connection whose opening side said nothing")
         elif role is Role.MAIN:
-            self._advance(main_channel())
+            self._begin(main_channel())
         elif role is Role.CHANNEL:
-            self._advance(multifd_channel())
+            self._begin(multifd_channel())
         elif role is Role.RETURN_PATH:
-            self._advance(return_path())
+            self._begin(return_path())
         elif role is Role.REVERSE:
             self._emit(Answered(0, self._held.size))
             self._give_up("bytes against the direction of a multifd connection")
@@ -183,6 +184,7 @@ class FlowDecoder:
                 return
             if not self._decide():
                 return
+        held = self._held
         while self._syntax is not None:
             if self._left:
                 if not self._fill_payload():
@@ -190,17 +192,20 @@ class FlowDecoder:
                 self._payload_done()
                 continue
             want = self._want
+            size = want.size
             if want.peek:
                 # Asked for one byte more each time, a search would look at megabytes again and again.
-                enough = want.size if want.size < _SMALL_PEEK else want.size + want.size // 4
-                if self._held.size < enough and self._held.size <= HELD_BYTES_MAX:
+                enough = size if size < _SMALL_PEEK else size + size // 4
+                if held.size < enough and held.size <= HELD_BYTES_MAX:
                     return
-                if self._held.size > HELD_BYTES_MAX:
+                if held.size > HELD_BYTES_MAX:
                     self._give_up(f"{want.what} of more than {HELD_BYTES_MAX} bytes")
                     return
-                self._send(self._held.peek(self._held.size))
-            elif self._held.size >= want.size:
-                self._send(self._take(want.size))
+                self._send(held.peek(held.size))
+            elif held.size >= size:
+                self.at += size
+                self.decoded += size
+                self._send(held.take(size))
             else:
                 return
 
@@ -217,40 +222,35 @@ class FlowDecoder:
             if want.peek:
                 self._send(self._held.peek(self._held.size))
             elif self._held.size >= want.size:
-                self._send(self._take(want.size))
+                self.at += want.size
+                self.decoded += want.size
+                self._send(self._held.take(want.size))
             elif want.may_end and not self._held.size:
                 self._send(b"")
             else:
                 return want.what
         return ""
 
-    def _send(self, answer: bytes) -> None:
+    def _begin(self, syntax: Syntax) -> None:
+        self._syntax = syntax
+        self._send(None)
+
+    def _send(self, answer: bytes | None) -> None:
+        """Give the syntax what it waits for; go on to the next such thing, telling of frames on the way."""
         syntax = self._syntax
         assert syntax is not None
         try:
             step = syntax.send(answer)
-        except StopIteration:
-            self._syntax = None
-        except RemoteProtocolError as error:
-            self._refuse(error)
-        else:
-            self._advance(syntax, step)
-
-    def _advance(self, syntax: Syntax, step: Want | Payload | Frame | None = None) -> None:
-        """Go on to the next thing to wait for, telling of all frames on the way."""
-        self._syntax = syntax
-        try:
-            if step is None:
-                step = next(syntax)
             while True:
-                if type(step) is Want:
-                    self._want = step
+                kind = type(step)
+                if kind is Want:
+                    self._want = step  # type: ignore[assignment]
                     return
-                if type(step) is Payload:
+                if kind is Payload:
                     self._left = self._payload_size = step.size
                     return
                 self._frame_seen(step)  # type: ignore[arg-type]
-                step = next(syntax)
+                step = syntax.send(None)
         except StopIteration:
             self._syntax = None
         except RemoteProtocolError as error:
@@ -259,24 +259,21 @@ class FlowDecoder:
     def _frame_seen(self, frame: Frame) -> None:
         self.frames += 1
         self._frame = None
-        self._kept = array("Q")
-        self._missing = 0
-        if isinstance(frame, DeviceStateFrame):
+        device = ""
+        if type(frame) is DeviceStateFrame:
             self._frame = frame
-            self._emit(frame, device_of(frame))
-            if not frame.payload_size:
-                self._frame_done(frame)
-        elif isinstance(frame, VfioItem):
-            self._frame = frame if frame.data_size else None
-            self._emit(frame, device_of(frame))
-        elif isinstance(frame, RamFrame):
+            device = self._device = device_of(frame)
+        elif type(frame) is RamFrame:
             if frame.payload_size and frame.head.flags & COMPRESSION_MASK:
                 self._frame = frame
-            self._emit(frame)
-        else:
-            if isinstance(frame, InitFrame):
-                self.lane.channel = frame.head.id
-            self._emit(frame)
+        elif type(frame) is VfioItem:
+            self._frame = frame if frame.data_size else None
+            device = self._device = device_of(frame)
+        elif type(frame) is InitFrame:
+            self.lane.channel = frame.head.id
+        self._observe(Seen(self.lane, self._time_ns, frame, device))
+        if type(frame) is DeviceStateFrame and not frame.payload_size:
+            self._frame_done(frame)
 
     def _refuse(self, error: RemoteProtocolError) -> None:
         offset = error.offset if error.offset >= 0 else self.at
@@ -298,12 +295,6 @@ class FlowDecoder:
         self.at += self._held.size
         self._held.clear()
 
-    def _take(self, size: int) -> bytes:
-        """Consume `size` of the held bytes."""
-        self.at += size
-        self.decoded += size
-        return self._held.take(size)
-
     # --- payloads -----------------------------------------------------------------------------------
 
     def _fill_payload(self) -> bool:
@@ -320,23 +311,22 @@ class FlowDecoder:
             self._frame_done(frame)
         self._kept = array("Q")
         self._missing = 0
-        assert self._syntax is not None
-        self._advance(self._syntax)
+        self._send(None)
 
     def _frame_done(self, frame: Payloaded) -> None:
         whole = not self._missing
-        if isinstance(frame, DeviceStateFrame):
+        if type(frame) is DeviceStateFrame:
             self._buffer_done(frame, whole)
-        elif isinstance(frame, RamFrame):
+        elif type(frame) is RamFrame:
             self._inflate(frame, whole)
         elif frame.tag == VfioTag.DEV_DATA_STATE:
-            self._image(self.lane, device_of(frame)).block(self._kept, frame.data_size, whole)
+            self._image(self.lane, self._device).block(self._kept, frame.data_size, whole)
 
     def _buffer_done(self, frame: DeviceStateFrame, whole: bool) -> None:
         vfio = frame.vfio
         if vfio is None:
             return
-        device, config = device_of(frame), bool(vfio.flags & VFIO_DEVICE_STATE_CONFIG)
+        device, config = self._device, bool(vfio.flags & VFIO_DEVICE_STATE_CONFIG)
         self._image(self.lane, device).buffer(vfio.idx, config, self._kept, frame.payload_size, whole)
         first = last = b""
         if config and whole:
@@ -358,7 +348,7 @@ class FlowDecoder:
                 if first
                 else self._data[max(start, stop - need) : stop] + out
             )
-        return out
+        return bytes(out)
 
     def _inflate(self, frame: RamFrame, whole: bool) -> None:
         method = frame.head.flags & COMPRESSION_MASK

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mockdev.journal import End, Line
+from mockdev.journal import End
 from verifier.history.observation import EndRecord, Said, StatusTrace, VmTrace
 
 _WATCHED = ("crashed", "killed")
 _FINAL = ("completed", "failed", "cancelled")
 _SHUTDOWN = "shutdown"
+TELLING = frozenset((End, EndRecord, StatusTrace, VmTrace))
+"""The lines that may tell of an end."""
 
 
 class Ending(NamedTuple):
@@ -47,8 +49,8 @@ class Endings:
     def take(self, said: Said, *, supervised: bool) -> None:
         """A line that may tell of an end. supervised: a supervisor wrote this journal."""
         line = said.line
-        if isinstance(line, Line):
-            if isinstance(line, End) and not supervised:
+        if isinstance(line, End):
+            if not supervised:
                 self._ends[said.role] = said
         elif isinstance(line, EndRecord):
             self._records[said.role] = said

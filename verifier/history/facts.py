@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mockdev.journal import Begin, End, Line, Loaded, Mark, Read, Received, Saved, Unanswered, Verified, Wrote
+from mockdev.journal import Begin, End, Loaded, Mark, Read, Received, Saved, Unanswered, Verified, Wrote
 from mockdev.journal import Image as ImageLine
 from mockdev.wire.dialect import Dialect, dialect_of_machine
 from mockdev.wire.frames import (
@@ -25,15 +25,17 @@ from mockdev.wire.frames import (
 from mockdev.wire.mainstream import is_vfio
 from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
 from verifier.capture.flows import Lane, Role
-from verifier.history.endings import Endings
+from verifier.history.endings import TELLING, Endings
 from verifier.history.image import Image
 from verifier.history.observation import (
+    JOURNAL,
     TRACE_LOG,
     Broken,
     BufferDone,
     FlowEnd,
     Hole,
     Observation,
+    Said,
     Seen,
     StatusTrace,
     ThreadTrace,
@@ -117,22 +119,6 @@ class Facts:
         self.state_first_ns: int | None = None
         self.state_last_ns: int | None = None
         self.state_bytes = 0  # between those two
-        self._readers: dict[type, Callable[[Seen, Any], None]] = {
-            ConfigurationItem: self._configuration,
-            RamBlocksItem: self._ram_blocks,
-            RamRecordItem: self._ram_record,
-            SectionItem: self._section,
-            CommandItem: self._command,
-            VfioItem: self._vfio,
-            EofItem: self._eof,
-            DescriptionItem: self._description,
-            ReturnPathItem: self._return_path,
-            FlowEnd: self._flow_end,
-            Hole: self._hole,
-            Broken: self._broken,
-            DeviceStateFrame: self._device_state,
-            BufferDone: self._buffer_done,
-        }
 
     # --- what is asked ------------------------------------------------------------------------------
 
@@ -241,18 +227,25 @@ class Facts:
 
     def take(self, seen: Observation) -> None:
         """Take note of an observation."""
-        if isinstance(seen, Seen):
-            reader = self._readers.get(type(seen.event))
-            if reader is not None:
-                reader(seen, seen.event)
+        if type(seen) is Seen:
+            of_flow = _OF_FLOWS.get(type(seen.event))
+            if of_flow is not None:
+                of_flow(self, seen, seen.event)
             return
-        self.endings.take(seen, supervised=self.supervised(seen.role))
-        if isinstance(seen.line, Line):
-            self._line(seen.role, seen.line)
+        assert isinstance(seen, Said)
+        role, line = seen.role, seen.line
+        if type(line) in TELLING:
+            self.endings.take(seen, supervised=self.supervised(role))
+        if seen.where == JOURNAL:
+            self.journals.add(role)
+            self.lines += 1
+            of_journal = _OF_JOURNALS.get(type(line))
+            if of_journal is not None:
+                of_journal(self, role, line)
         elif seen.where == TRACE_LOG:
-            self.logs.add(seen.role)
+            self.logs.add(role)
             self.log_lines += 1
-            self._trace(seen.role, seen.line)
+            self._trace(role, line)
 
     def join(self, lane: Lane) -> None:
         """A flow of this migration."""
@@ -278,46 +271,55 @@ class Facts:
         if begins or (isinstance(line, StatusTrace) and line.status in ("setup", "active")):
             self.logged_from_start.add(role)
 
-    def _line(self, role: str, line: Line) -> None:
-        self.journals.add(role)
-        self.lines += 1
-        if isinstance(line, Begin):
-            self.begins[role] = line
-            if "command" in line.config:  # of the QEMU that it started
-                self._supervised.add(role)
-        elif isinstance(line, End):
-            self.outcomes[role] = line
-        elif isinstance(line, Mark):
-            self.marks.setdefault((role, line.name), line.t)
-            self.struck += line.name == "fault"
-        elif isinstance(line, Unanswered):
-            self.unanswered += 1
-        elif isinstance(line, Saved | Loaded | Received | Read | Wrote | ImageLine | Verified):
-            self._device_line(role, line)
-
-    def _device_line(
-        self, role: str, line: Saved | Loaded | Received | Read | Wrote | ImageLine | Verified
-    ) -> None:
-        devices = self.said.setdefault(role, {})
-        if line.device not in devices and len(devices) >= DEVICES_MAX:
-            return
-        said = devices.setdefault(line.device, DeviceJournal())
-        if isinstance(line, ImageLine):
-            said.image = line
-        elif isinstance(line, Verified):
-            said.equal = line.equal
-        elif isinstance(line, Received):
-            said.queued_bytes_max = max(said.queued_bytes_max or 0, line.queued_bytes)
-        elif isinstance(line, Read | Wrote):
-            said.payload_bytes = line.offset + line.size  # a new save or resume file begins at 0 again
+    def _begin(self, role: str, line: Begin) -> None:
+        self.begins[role] = line
+        if "command" in line.config:  # of the QEMU that it started
             self._supervised.add(role)
+
+    def _end(self, role: str, line: End) -> None:
+        self.outcomes[role] = line
+
+    def _mark(self, role: str, line: Mark) -> None:
+        self.marks.setdefault((role, line.name), line.t)
+        self.struck += line.name == "fault"
+
+    def _unanswered(self, _role: str, _line: Unanswered) -> None:
+        self.unanswered += 1
+
+    def _of(self, role: str, device: str) -> DeviceJournal:
+        """What that end says of a device."""
+        devices = self.said.setdefault(role, {})
+        said = devices.get(device)
+        if said is None:
+            said = DeviceJournal()
+            if len(devices) < DEVICES_MAX:
+                devices[device] = said
+        return said
+
+    def _image_line(self, role: str, line: ImageLine) -> None:
+        self._of(role, line.device).image = line
+
+    def _verified(self, role: str, line: Verified) -> None:
+        self._of(role, line.device).equal = line.equal
+
+    def _received(self, role: str, line: Received) -> None:
+        said = self._of(role, line.device)
+        said.queued_bytes_max = max(said.queued_bytes_max or 0, line.queued_bytes)
+
+    def _passed(self, role: str, line: Read | Wrote) -> None:
+        # A new save or resume file begins at 0 again.
+        self._of(role, line.device).payload_bytes = line.offset + line.size
+        self._supervised.add(role)
+
+    def _buffer(self, role: str, line: Saved | Loaded) -> None:
+        said = self._of(role, line.device)
+        if line.idx >= 0:
+            said.index_last = max(said.index_last or 0, line.idx)
+        if line.config:
+            said.config = True
         else:
-            if line.idx >= 0:
-                said.index_last = max(said.index_last or 0, line.idx)
-            said.config |= line.config
-            if not line.config:
-                said.buffers += 1
-                said.payload_bytes += line.size
+            said.buffers += 1
+            said.payload_bytes += line.size
 
     def _configuration(self, _: Seen, item: ConfigurationItem) -> None:
         self.configuration = item
@@ -391,3 +393,35 @@ class Facts:
 
     def _broken(self, seen: Seen, item: Broken) -> None:
         self.broken[seen.lane] = item
+
+
+# Which note is taken of what, by its type.
+_OF_FLOWS: dict[type, Callable[[Facts, Seen, Any], None]] = {
+    ConfigurationItem: Facts._configuration,
+    RamBlocksItem: Facts._ram_blocks,
+    RamRecordItem: Facts._ram_record,
+    SectionItem: Facts._section,
+    CommandItem: Facts._command,
+    VfioItem: Facts._vfio,
+    EofItem: Facts._eof,
+    DescriptionItem: Facts._description,
+    ReturnPathItem: Facts._return_path,
+    FlowEnd: Facts._flow_end,
+    Hole: Facts._hole,
+    Broken: Facts._broken,
+    DeviceStateFrame: Facts._device_state,
+    BufferDone: Facts._buffer_done,
+}
+_OF_JOURNALS: dict[type, Callable[[Facts, str, Any], None]] = {
+    Begin: Facts._begin,
+    End: Facts._end,
+    Mark: Facts._mark,
+    Unanswered: Facts._unanswered,
+    ImageLine: Facts._image_line,
+    Verified: Facts._verified,
+    Received: Facts._received,
+    Read: Facts._passed,
+    Wrote: Facts._passed,
+    Saved: Facts._buffer,
+    Loaded: Facts._buffer,
+}

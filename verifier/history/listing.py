@@ -113,7 +113,8 @@ def entry_of(seen: Seen) -> Entry:
     }
     if isinstance(event, Broken):
         return entry | {"field": event.error.field, "message": event.error.message}
-    for name, value in event._asdict().items():
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
         if name in ("offset", "size"):
             continue
         if isinstance(value, tuple) and hasattr(value, "_asdict"):
@@ -131,7 +132,7 @@ def _names(event: object) -> Entry:
         known = event.command in Command._value2member_map_
         return {"command_name": Command(event.command).name if known else "?"}
     if isinstance(event, RamRecordItem):
-        return {"flags_name": RamFlag(event.flags).name or "?"}
+        return {"flags_name": "|".join(flag.name for flag in RamFlag if event.flags & flag)}
     if isinstance(event, VfioItem):
         return {"tag_name": VfioTag(event.tag).name}
     if isinstance(event, ReturnPathItem):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from mockdev.errors import RemoteProtocolError
 from mockdev.journal import AnyLine
 from mockdev.wire.frames import DeviceStateFrame, Frame, VfioItem
@@ -18,7 +20,7 @@ TRACE_LOG = "trace log"
 RUN_RECORD = "run record"
 
 
-class BufferDone(NamedTuple):
+class BufferDone(msgspec.Struct, frozen=True):
     """The last byte of a device-state packet came, or is known to be missing.
 
     idx, config: as the packet said. first, last: up to 8 bytes of either end of the data, b"" when they
@@ -35,7 +37,7 @@ class BufferDone(NamedTuple):
     whole: bool
 
 
-class PagesDone(NamedTuple):
+class PagesDone(msgspec.Struct, frozen=True):
     """The compressed page data of a RAM packet was inflated. problem: why it could not be, or ""."""
 
     offset: int
@@ -45,7 +47,7 @@ class PagesDone(NamedTuple):
     problem: str
 
 
-class Broken(NamedTuple):
+class Broken(msgspec.Struct, frozen=True):
     """The syntax refused what came; nothing after it on this flow can be read."""
 
     offset: int
@@ -53,7 +55,7 @@ class Broken(NamedTuple):
     error: RemoteProtocolError
 
 
-class Hole(NamedTuple):
+class Hole(msgspec.Struct, frozen=True):
     """Bytes that were on the wire and are not in the capture. inside_payload: reading goes on after it."""
 
     offset: int
@@ -62,14 +64,14 @@ class Hole(NamedTuple):
     inside_payload: bool
 
 
-class Answered(NamedTuple):
+class Answered(msgspec.Struct, frozen=True):
     """Bytes came against the direction of a multifd connection."""
 
     offset: int
     size: int
 
 
-class FlowEnd(NamedTuple):
+class FlowEnd(msgspec.Struct, frozen=True):
     """A flow ended. kind: fin, rst or cut. inside: what was being read, "" on a boundary."""
 
     offset: int
@@ -81,14 +83,14 @@ class FlowEnd(NamedTuple):
 Event = Frame | BufferDone | PagesDone | Broken | Hole | Answered | FlowEnd
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True):
     """Where an event was, without it: for those who keep many."""
 
     offset: int
     size: int
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct, frozen=True):
     """An event of a flow. device: "idstr" or "idstr#instance" when it belongs to a VFIO device, else ""."""
 
     lane: Lane
@@ -178,7 +180,7 @@ class EndRecord(NamedTuple):
     error: str
 
 
-class Said(NamedTuple):
+class Said(msgspec.Struct, frozen=True):
     """A line by somebody. role: source or target; file, offset, size: where it stands.
 
     where: JOURNAL, TRACE_LOG or RUN_RECORD.
@@ -212,6 +214,6 @@ def text(field: bytes) -> str:
 
 def device_of(frame: DeviceStateFrame | VfioItem) -> str:
     """The device that a frame belongs to."""
-    if isinstance(frame, VfioItem):
-        return device_name(frame.idstr, frame.instance_id)
-    return device_name(text(frame.head.idstr), frame.head.instance_id)
+    if type(frame) is DeviceStateFrame:
+        return device_name(text(frame.head.idstr), frame.head.instance_id)
+    return device_name(frame.idstr, frame.instance_id)
