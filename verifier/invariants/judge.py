@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The engine: gives every observation to the invariants that asked for its kind, one object a partition."""
+"""The engine: gives every observation to the invariants that asked for its kind, one object a partition.
+
+A simulator judges many migrations a second, so nothing is done twice: what can be said of the invariants
+themselves is said once (`_plan`), and who hears of an observation is looked up once for all invariants of
+one scope (`_Panel`). What no observation is about costs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from verifier.capture.flows import Lane
 from verifier.history.facts import Facts
@@ -16,6 +22,10 @@ PARTITIONS_MAX = 4096
 _SPOKEN = {Need.SOURCE, Need.TARGET}
 _CAPTURED = {Need.MAIN, Need.CHANNELS, Need.RETURN_PATH}
 FINDINGS_MAX = 16  # of one invariant; more say nothing new
+_PLANS_MAX = 64
+
+Key = Callable[[Any], Hashable]
+Weigh = Callable[[Any, Any], Iterator[Finding]]
 
 
 class Judge:
@@ -27,104 +37,43 @@ class Judge:
         self.violations: list[Violation] = []
         self.unknown: list[Unknown] = []
         self.rows: dict[str, InvariantRow] = {}
-        self._courts = [_Court(self, kind) for kind in invariants]
-        self._by_kind: dict[type, tuple[_Court, ...]] = {}
-        for court in self._courts:
-            for kind in court.invariant.kinds:
-                self._by_kind[kind] = (*self._by_kind.get(kind, ()), court)
+        self._plan = _plan(tuple(invariants))
+        self._courts: dict[int, _Court] = {}
+        self._panels: dict[type, list[tuple[Key, dict[Hashable, _Panel]]]] = {}
 
     def on(self, seen: Observation) -> None:
         """Weigh one observation. The facts know of it already."""
-        event = seen.event if isinstance(seen, Seen) else seen.line
-        for court in self._by_kind.get(type(event), ()):
-            court.take(seen, event)
+        event: Any = seen.event if type(seen) is Seen else seen.line  # type: ignore[union-attr]
+        kind = type(event)
+        by_scope = self._panels.get(kind)
+        if by_scope is None:
+            by_scope = self._panels[kind] = [(key, {}) for key in self._plan.kinds.get(kind, ())]
+        found: list[tuple[_Court, Hashable, Finding]] | None = None
+        for key_of, panels in by_scope:
+            key = key_of(seen)
+            panel = panels.get(key) or self._convene(kind, key_of, key, panels)
+            panel.observations += 1
+            for weigh in panel.weigh:
+                for finding in weigh(seen, event):
+                    found = found or []
+                    found.append((panel.court_of(weigh), key, finding))
+        if found is not None:
+            for court, key, finding in sorted(found, key=lambda one: one[0].number):
+                court.record(self, key, finding)
 
     def at_end(self) -> None:
         """No more observations come: fill `rows` and `unknown`."""
-        for court in self._courts:
-            if court.partitions and court.relevant:
-                court.close()
-                if court.exercised and not court.moot:
-                    self.rows[court.invariant.passport.id] = court.row()
+        facts = self.facts
+        lacking = frozenset(unmet(Need, facts))
+        self._count()
+        for _, court in sorted(self._courts.items()):
+            law = court.law
+            # Where there is no journal at all, or no capture at all, nothing is missing from it.
+            if court.partitions and (facts.journals or not law.spoken) and (facts.lanes or not law.captured):
+                court.close(self, lacking)
 
-
-class _Court:
-    """One invariant with all its partitions."""
-
-    def __init__(self, judge: Judge, invariant: type[Invariant[Any]]) -> None:
-        self.judge = judge
-        self.invariant = invariant
-        self.partitions: dict[Hashable, Invariant[Any]] = {}
-        self.observations = 0
-        self.found = 0
-        self.moot = False  # see close
-        self.why: list[str] = []
-        self._key = invariant.passport.scope.key
-
-    @property
-    def relevant(self) -> bool:
-        """Whether the input is of the kind that this is about: where there is no journal at all, or no
-        capture at all, nothing is missing from it."""
-        needs, facts = set(self.invariant.passport.needs), self.judge.facts
-        return bool(facts.journals or not needs & _SPOKEN) and bool(facts.lanes or not needs & _CAPTURED)
-
-    @property
-    def exercised(self) -> bool:
-        """Whether any partition had something to judge."""
-        return any(partition.exercised for partition in self.partitions.values())
-
-    def take(self, seen: Observation, event: object) -> None:
-        key = self._key(seen)
-        partition = self.partitions.get(key)
-        if partition is None:
-            if len(self.partitions) >= PARTITIONS_MAX:
-                self.why = self.why or [f"more than {PARTITIONS_MAX} partitions; the rest was not judged"]
-                return
-            partition = self.partitions[key] = self.invariant(self.judge.facts)
-        self.observations += 1
-        for finding in partition.on(seen, event):
-            self._record(key, finding)
-
-    def close(self) -> None:
-        whole = not self.why
-        for key, partition in self.partitions.items():
-            for finding in partition.at_end():
-                self._record(key, finding)
-            if partition.unknown:
-                self.why.append(f"{_scope(key)}: {partition.unknown}")
-        missing = unmet(self.invariant.passport, self.judge.facts)
-        if missing and self.exercised:
-            self.why.append("it needs " + ", ".join(missing))
-        # What a migration was made to break off before it can be judged is not missing.
-        self.moot = whole and bool(self.why) and not self.found and self.judge.facts.failed_as_injected
-        if self.moot:
-            return
-        if self.why and not self.found:
-            self.judge.unknown.append(Unknown(id=self.invariant.passport.id, why="; ".join(self.why[:4])))
-
-    def row(self) -> InvariantRow:
-        standing = Standing.VIOLATED if self.found else Standing.UNKNOWN if self.why else Standing.HOLDS
-        return InvariantRow(
-            standing=standing, partitions=len(self.partitions), observations=self.observations
-        )
-
-    def _record(self, key: Hashable, finding: Finding) -> None:
-        self.found += 1
-        if self.found > FINDINGS_MAX:
-            return
-        passport = self.invariant.passport
-        self.judge.violations.append(
-            Violation(
-                id=passport.id,
-                severity=passport.severity.value,
-                statement=passport.statement,
-                scope=_scope(key),
-                message=finding.message,
-                witnesses=[self._witness(seen) for seen in finding.witnesses],
-            )
-        )
-
-    def _witness(self, seen: Observation) -> Witness:
+    def witness(self, seen: Observation) -> Witness:
+        """As a report names it."""
         if isinstance(seen, Said):
             return Witness(
                 file=seen.file,
@@ -134,11 +83,159 @@ class _Court:
                 time_ns=seen.time_ns,
             )
         return Witness(
-            file=self.judge.file,
+            file=self.file,
             flow=f"{seen.lane.name} ({seen.lane})" if seen.lane.name != str(seen.lane) else str(seen.lane),
             offset=seen.event.offset,
             size=seen.event.size,
             time_ns=seen.time_ns,
+        )
+
+    def _count(self) -> None:
+        """How many observations each court had."""
+        for kind, by_scope in self._panels.items():
+            for key_of, panels in by_scope:
+                numbers = self._plan.kinds[kind][key_of]
+                of_all = 0
+                for panel in panels.values():
+                    if len(panel.courts) == len(numbers):
+                        of_all += panel.observations
+                        continue
+                    for court in panel.courts:
+                        court.observations += panel.observations
+                if of_all:
+                    for number in numbers:
+                        self._courts[number].observations += of_all
+
+    def _convene(self, kind: type, key_of: Key, key: Hashable, panels: dict[Hashable, _Panel]) -> _Panel:
+        """Who hears of the observations of that kind in that partition."""
+        panel = _Panel()
+        for number in self._plan.kinds[kind][key_of]:
+            court = self._courts.get(number)
+            if court is None:
+                court = self._courts[number] = _Court(number, self._plan.laws[number])
+            partition = court.partition(key, self.facts)
+            if partition is not None:
+                panel.courts.append(court)
+                panel.weigh.append(partition.on)
+        if panel.courts:  # else there are too many partitions to keep this one in mind
+            panels[key] = panel
+        return panel
+
+
+class _Law(NamedTuple):
+    """An invariant and what is asked of it more than once.
+
+    ends: it has something to say at the end. spoken, captured: it is about journals, or about captures.
+    """
+
+    invariant: type[Invariant[Any]]
+    ends: bool
+    spoken: bool
+    captured: bool
+
+
+class _Plan(NamedTuple):
+    """Some invariants: each by its number, and by kind of event and scope the numbers of those that ask."""
+
+    laws: tuple[_Law, ...]
+    kinds: dict[type, dict[Key, tuple[int, ...]]]
+
+
+@lru_cache(_PLANS_MAX)
+def _plan(invariants: tuple[type[Invariant[Any]], ...]) -> _Plan:
+    laws = []
+    kinds: dict[type, dict[Key, tuple[int, ...]]] = {}
+    for number, invariant in enumerate(invariants):
+        needs = set(invariant.passport.needs)
+        ends = invariant.at_end is not Invariant.at_end
+        laws.append(_Law(invariant, ends, bool(needs & _SPOKEN), bool(needs & _CAPTURED)))
+        for kind in invariant.kinds:
+            by_scope = kinds.setdefault(kind, {})
+            key = invariant.passport.scope.key
+            by_scope[key] = (*by_scope.get(key, ()), number)
+    return _Plan(tuple(laws), kinds)
+
+
+class _Panel:
+    """The courts that hear one kind of event in one partition of one scope, in the order of the catalogue."""
+
+    __slots__ = ("courts", "observations", "weigh")
+
+    def __init__(self) -> None:
+        self.courts: list[_Court] = []
+        self.weigh: list[Weigh] = []
+        self.observations = 0
+
+    def court_of(self, weigh: Weigh) -> _Court:
+        """Whose call that is."""
+        return self.courts[self.weigh.index(weigh)]
+
+
+class _Court:
+    """One invariant with all its partitions."""
+
+    __slots__ = ("found", "law", "number", "observations", "partitions", "why")
+
+    def __init__(self, number: int, law: _Law) -> None:
+        self.number = number
+        self.law = law
+        self.observations = 0  # known at the end
+        self.partitions: dict[Hashable, Invariant[Any]] = {}
+        self.found = 0
+        self.why: list[str] = []
+
+    def partition(self, key: Hashable, facts: Facts) -> Invariant[Any] | None:
+        """The invariant's object for that partition; None where there are too many."""
+        partition = self.partitions.get(key)
+        if partition is None:
+            if len(self.partitions) >= PARTITIONS_MAX:
+                self.why = self.why or [f"more than {PARTITIONS_MAX} partitions; the rest was not judged"]
+                return None
+            partition = self.partitions[key] = self.law.invariant(facts)
+        return partition
+
+    def close(self, judge: Judge, lacking: frozenset[Need]) -> None:
+        """Judge what can only be judged now, and say how it came out. lacking: needs that are not met."""
+        passport = self.law.invariant.passport
+        whole = not self.why
+        missing = [need for need in passport.needs if need in lacking]
+        exercised = False
+        for key, partition in self.partitions.items():
+            if self.law.ends:
+                partition.complete = not missing
+                for finding in partition.at_end():
+                    self.record(judge, key, finding)
+            if partition.unknown:
+                self.why.append(f"{_scope(key)}: {partition.unknown}")
+            exercised = exercised or partition.exercised
+        if missing and exercised:
+            self.why.append("it needs " + ", ".join(missing))
+        # What a migration was made to break off before it can be judged is not missing.
+        if whole and self.why and not self.found and judge.facts.failed_as_injected:
+            return
+        if self.why and not self.found:
+            judge.unknown.append(Unknown(id=passport.id, why="; ".join(self.why[:4])))
+        if exercised:  # any partition had something to judge
+            standing = Standing.VIOLATED if self.found else Standing.UNKNOWN if self.why else Standing.HOLDS
+            judge.rows[passport.id] = InvariantRow(
+                standing=standing, partitions=len(self.partitions), observations=self.observations
+            )
+
+    def record(self, judge: Judge, key: Hashable, finding: Finding) -> None:
+        """A finding of one partition."""
+        self.found += 1
+        if self.found > FINDINGS_MAX:
+            return
+        passport = self.law.invariant.passport
+        judge.violations.append(
+            Violation(
+                id=passport.id,
+                severity=passport.severity.value,
+                statement=passport.statement,
+                scope=_scope(key),
+                message=finding.message,
+                witnesses=[judge.witness(seen) for seen in finding.witnesses],
+            )
         )
 
 

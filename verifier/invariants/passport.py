@@ -8,7 +8,7 @@ and calls `at_end` once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -68,6 +68,10 @@ class Scope:
     key: Callable[[Any], Hashable]
 
 
+def _lane(seen: Seen) -> Hashable:
+    return seen.lane
+
+
 def _device_on_channel(seen: Seen) -> Hashable:
     return seen.device, seen.lane
 
@@ -81,17 +85,17 @@ def _side_traced(said: Said) -> Hashable:
 
 
 def _channel_number(seen: Observation) -> Hashable:
-    number = seen.lane.channel if isinstance(seen, Seen) else seen.line.channel  # type: ignore[union-attr]
+    number = seen.lane.channel if type(seen) is Seen else seen.line.channel  # type: ignore[union-attr]
     return f"channel {number}"
 
 
 def _any_device(seen: Observation) -> Hashable:
-    return seen.device if isinstance(seen, Seen) else seen.line.device  # type: ignore[union-attr]
+    return seen.device if type(seen) is Seen else seen.line.device  # type: ignore[union-attr]
 
 
 MIGRATION = Scope("migration", lambda _: "migration")
-FLOW = Scope("flow", lambda seen: seen.lane)
-CHANNEL = Scope("channel", lambda seen: seen.lane)
+FLOW = Scope("flow", _lane)
+CHANNEL = Scope("channel", _lane)
 DEVICE = Scope("device", _any_device)
 DEVICE_ON_CHANNEL = Scope("device on one channel", _device_on_channel)
 SIDE_DEVICE = Scope("device at one end", _side_device)
@@ -125,16 +129,18 @@ class Invariant(Generic[E]):
     """One partition of one invariant. unknown: why this partition could not be judged, "" when it could.
 
     exercised: False when there was nothing in the input that the statement speaks of, so that it says as
-    little about it as if it had not been asked.
+    little about it as if it had not been asked. complete: whether all that the passport needs was there,
+    which is known at the end.
     """
 
     passport: ClassVar[Passport]
     kinds: ClassVar[tuple[type, ...]]
+    unknown: str = ""
+    exercised: bool = True
+    complete: bool = False
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
-        self.unknown = ""
-        self.exercised = True
 
     def on(self, seen: Any, event: E) -> Iterator[Finding]:
         """Weigh one observation; `event` is its frame, event or line."""
@@ -144,15 +150,10 @@ class Invariant(Generic[E]):
         """Weigh what can only be told when no more observations come."""
         return iter(())
 
-    @property
-    def complete(self) -> bool:
-        """Whether all that the passport needs was there."""
-        return not unmet(self.passport, self.facts)
 
-
-def unmet(passport: Passport, facts: Facts) -> list[Need]:
-    """The needs that the facts do not meet."""
-    return [need for need in passport.needs if not _MET[need](facts)]
+def unmet(needs: Iterable[Need], facts: Facts) -> list[Need]:
+    """Those that the facts do not meet."""
+    return [need for need in needs if not _MET[need](facts)]
 
 
 _MET: dict[Need, Callable[[Facts], bool]] = {
