@@ -30,6 +30,7 @@ from verifier.invariants.passport import (
 
 # The target's table has an entry per index up to the highest: 24 bytes each, 1.5 GiB at this bound.
 _INDEX_SANE_MAX = 1 << 26
+_NOT_PLAIN = COMPRESSION_MASK | MultifdFlag.SYNC
 
 
 class BufferSize(Invariant[DeviceStateFrame]):
@@ -126,7 +127,7 @@ class PageData(Invariant[RamFrame]):
 
     def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
         head = event.head
-        if head.flags & (COMPRESSION_MASK | MultifdFlag.SYNC):
+        if head.flags & _NOT_PLAIN:
             return
         if head.next_packet_size > MULTIFD_PACKET_BYTES:
             yield Finding(f"{head.next_packet_size} bytes of page data", (seen,))

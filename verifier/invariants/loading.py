@@ -103,7 +103,7 @@ class LoadedWasReceived(Invariant[Received | Loaded]):
 
     def on(self, seen: Said, event: Received | Loaded) -> Iterator[Finding]:
         if event.idx >= 0:
-            self._count(event.idx, seen, 1 if isinstance(event, Received) else -1)
+            self._count(event.idx, seen, 1 if type(event) is Received else -1)
         return iter(())
 
     def _count(self, idx: int, seen: Said, change: int) -> None:
@@ -145,7 +145,7 @@ class StreamInOrder(Invariant[State | Read | Wrote]):
         self.last: Said | None = None
 
     def on(self, seen: Said, event: State | Read | Wrote) -> Iterator[Finding]:
-        if isinstance(event, State):
+        if type(event) is State:
             if event.new in self.opening and event.old not in self.open and not event.errno:
                 self.next, self.last = 0, None  # a new file
             return

@@ -301,7 +301,7 @@ class MainChannelShape(Invariant[SectionItem | VfioItem | FooterItem]):
         if isinstance(event, SectionItem):
             self.device = device_name(event.idstr, event.instance_id) if is_vfio(event.idstr) else ""
             self.tags = []
-        elif isinstance(event, VfioItem):
+        elif type(event) is VfioItem:
             # A run of data blocks counts as one, so that the list stays short.
             if len(self.tags) < 2 or (self.tags[-1] != event.tag and len(self.tags) < _TAGS_MAX):
                 self.tags.append(event.tag)

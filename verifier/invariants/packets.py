@@ -31,7 +31,9 @@ _PAGES = MULTIFD_PACKET_BYTES // PAGE_BYTES
 _COMPRESSED_MAX = 1 << 20
 _NAMES_MAX = 4096
 _SYNC = MultifdFlag.SYNC
+_ALONE = MultifdFlag.SYNC | MultifdFlag.DEVICE_STATE
 _NO_NAME = bytes(256)
+_UNUSED = bytes(24)
 
 
 def may_precede_nine(facts: Facts) -> str:
@@ -58,7 +60,7 @@ class Flags(Invariant[RamFrame | DeviceStateFrame]):
         flags = event.head.flags
         if flags & ~MULTIFD_FLAGS_KNOWN:
             yield Finding(f"flags {flags:#x} have unknown bits", (seen,))
-        elif flags & (_SYNC | MultifdFlag.DEVICE_STATE) and flags & (flags - 1):
+        elif flags & _ALONE and flags & (flags - 1):
             yield Finding(f"flags {flags:#x} combine what stands alone", (seen,))
 
 
@@ -273,7 +275,7 @@ class Reserved(Invariant[RamFrame]):
 
     def on(self, seen: Seen, event: RamFrame) -> Iterator[Finding]:
         head = event.head
-        if head.unused32 or any(head.unused64):
+        if head.unused32 or head.unused64 != _UNUSED:
             yield Finding("a reserved field is set", (seen,))
         elif any(event.unused):
             yield Finding("an unused place of the offset table is set", (seen,))

@@ -31,6 +31,7 @@ from verifier.invariants.passport import (
 
 _SYNC = MultifdFlag.SYNC
 _PAGE_RECORDS = RamFlag.ZERO | RamFlag.PAGE | RamFlag.XBZRLE
+_DATA_RECORDS = RamFlag.PAGE | RamFlag.XBZRLE
 _EPOCHS_MAX = 65_536
 
 
@@ -141,7 +142,7 @@ class NoPagesOnMain(Invariant[InitFrame | RamRecordItem]):
     def on(self, seen: Seen, event: InitFrame | RamRecordItem) -> Iterator[Finding]:
         if isinstance(event, InitFrame):
             self.multifd = True
-        elif event.flags & (RamFlag.PAGE | RamFlag.XBZRLE):
+        elif event.flags & _DATA_RECORDS:
             self.page = self.page or seen
         return iter(())
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from mockdev.wire.frames import VfioItem
 from verifier.history.facts import Facts
+from verifier.history.image import Image
 from verifier.history.observation import BufferDone, Seen
 from verifier.invariants.passport import DEVICE, Finding, Invariant, Need, Passport, Severity, linux
 
@@ -35,19 +36,22 @@ class WholeRecords(Invariant[VfioItem | BufferDone]):
     def on(self, seen: Seen, event: VfioItem | BufferDone) -> Iterator[Finding]:
         if self.found:
             return
-        place = self.last = seen.place()
-        if isinstance(event, BufferDone):
-            self.places[event.idx % _PLACES] = event.idx, place
-        yield from self._broken(seen.device)
-        if isinstance(event, VfioItem) and event.data_size:
-            self.block = place  # its content comes after it
+        self.last = seen
+        if type(event) is BufferDone:
+            self.places[event.idx % _PLACES] = event.idx, seen
+        image = self.facts.images.get(seen.device)
+        if image is not None and image.records.problem:
+            yield self._broken(image)
+        elif type(event) is VfioItem and event.data_size:
+            self.block = seen  # its content comes after it
 
     def at_end(self) -> Iterator[Finding]:
         if self.found or self.last is None:
             return
         image = self.facts.images.get(self.last.device)
         whole = image is not None and image.digest() is not None
-        yield from self._broken(self.last.device)
+        if image is not None and image.records.problem:
+            yield self._broken(image)
         self.exercised = image is not None and image.records.recognised
         if self.found or image is None or not self.exercised:
             return
@@ -60,17 +64,14 @@ class WholeRecords(Invariant[VfioItem | BufferDone]):
         elif self.complete and image.records.unfinished:
             yield Finding(f"the state is not whole records: {image.records.unfinished}", (self.last,))
 
-    def _broken(self, device: str) -> Iterator[Finding]:
-        image = self.facts.images.get(device)
-        if image is None or not image.records.problem:
-            return
+    def _broken(self, image: Image) -> Finding:
         self.found = True
         idx = image.records.problem_idx
         known, place = self.places.get(idx % _PLACES, (idx, self.last)) if idx >= 0 else (idx, self.block)
         witness = place if known == idx and place is not None else self.last
         assert witness is not None, "the bytes were seen"
         where = f"buffer {idx}" if idx >= 0 else "the main channel"
-        yield Finding(f"the state breaks off being records in {where}: {image.records.problem}", (witness,))
+        return Finding(f"the state breaks off being records in {where}: {image.records.problem}", (witness,))
 
 
 RECORDS = (WholeRecords,)

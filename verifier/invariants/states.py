@@ -132,11 +132,11 @@ class SavedWhileSaving(Invariant[State | Saved | Read]):
         self.last: Said | None = None
 
     def on(self, seen: Said, event: State | Saved | Read) -> Iterator[Finding]:
-        if isinstance(event, State):
+        if type(event) is State:
             if not event.errno:
                 self.where, self.last = event.new, seen
             return
-        early = isinstance(event, Read) or event.idx < 0
+        early = type(event) is not Saved or event.idx < 0
         if self.where is None or self.last is None:
             yield Finding("a buffer is read from a device that took no arc", (seen,))
         elif not (self.where == "STOP_COPY" or (early and self.where in self.before_stop)):
@@ -159,7 +159,7 @@ class LoadedWhileResuming(Invariant[State | Loaded | Wrote]):
         self.resumed = False
 
     def on(self, seen: Said, event: State | Loaded | Wrote) -> Iterator[Finding]:
-        if isinstance(event, State):
+        if type(event) is State:
             self.resumed |= event.new == "RESUMING" and not event.errno
         elif not self.resumed:
             yield Finding("a buffer is loaded before the device is RESUMING", (seen,))

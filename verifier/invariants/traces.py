@@ -197,7 +197,7 @@ class TracedPackets(Invariant[PacketTrace | ThreadTrace | RamFrame]):
 
     def on(self, seen: Said | Seen, event: PacketTrace | ThreadTrace | RamFrame) -> Iterator[Finding]:
         if isinstance(seen, Seen):
-            if isinstance(event, RamFrame) and self.facts.logs:
+            if self.facts.logs and isinstance(event, RamFrame):
                 self.captured = seen.place()
                 head = event.head
                 packet = _PACKET.pack(head.packet_num, head.flags, head.next_packet_size)
@@ -268,9 +268,9 @@ class TracedCount(Invariant[ThreadTrace | RamFrame | DeviceStateFrame]):
         self.ends: dict[str, Said] = {}
 
     def on(self, seen: Said | Seen, event: ThreadTrace | RamFrame | DeviceStateFrame) -> Iterator[Finding]:
-        if isinstance(event, RamFrame):
+        if type(event) is RamFrame:
             self.ram += 1
-        elif isinstance(event, DeviceStateFrame):
+        elif type(event) is DeviceStateFrame:
             self.device_state += 1
         elif isinstance(seen, Said) and event.packets is not None:
             if seen.role in self.ends:
