@@ -3,48 +3,49 @@
 
 from __future__ import annotations
 
-from tests.canaries.script import BACK, MAIN, STEP_NS, Script
+import heapq
+from collections.abc import Callable
+
+from tests.canaries.script import BACK, MAIN, STEP_NS, Piece, Script
 from verifier.capture.packets import Address
-from verifier.capture.stream import Flow
-from verifier.history.decode import FlowDecoder
-from verifier.history.facts import Facts
-from verifier.history.history import History
-from verifier.invariants import INVARIANTS
-from verifier.invariants.judge import Judge
-from verifier.invariants.reporting import Found, report_of
+from verifier.history.observation import Said, Seen
+from verifier.invariants.feed import Feed
 from verifier.verdict import Report
 
-_TARGET = Address("10.0.0.2", 4444)
 
+def judge(
+    script: Script,
+    *,
+    lines: bool = False,
+    piece_bytes: int = 1 << 30,
+    on_seen: Callable[[Seen], None] | None = None,
+) -> Report:
+    """The report on the script's bytes, as a capture of them would give it. lines: and on its journals.
 
-def judge(script: Script) -> Report:
-    """The report on the script's bytes, its journals aside, as a capture of them would give it."""
-    judges: dict[int, Judge] = {}
-
-    def make(facts: Facts) -> Judge:
-        judges[facts.number] = Judge(facts, "script", INVARIANTS)
-        return judges[facts.number]
-
-    history = History(make)
-    history.open(b"".join(piece.data for piece in script.pieces))
-    sinks: dict[str, FlowDecoder] = {}
-    for number, where in enumerate(script.streams()):
-        source = Address("10.0.0.1", 40000 + number)
-        sinks[where] = history.sink(Flow(0, number, source, _TARGET, True, False))
-        back = BACK if where == MAIN else "-" + where
-        sinks[back] = history.sink(Flow(0, number, _TARGET, source, False, False))
-    at = 0
-    for piece in script.pieces:
-        sink = sinks[piece.where]
-        end = at + len(piece.data)
-        sink.data(at, end, piece.time_ns)
-        sink.lane.flow.delivered_bytes += len(piece.data)
-        at = end
-    for sink in sinks.values():
-        sink.end("fin", script.now_ns + STEP_NS)
-    history.end_capture()
-    for one in judges.values():
-        one.at_end()
-    report = report_of(history, judges, Found())
-    history.close()
-    return report
+    piece_bytes: how many bytes are fed at once, at most.
+    """
+    feed = Feed(file="script", on_seen=on_seen)
+    connections = {
+        where: feed.connection(Address("127.0.0.1", 40000 + number), Address("127.0.0.1", script.port))
+        for number, where in enumerate(script.streams())
+    }
+    journals: list[list[Said | Piece]] = [
+        [Said(role, line, f"{role}.jsonl", number, 1) for number, line in enumerate(journal)]
+        for role, journal in script.lines.items()
+    ]
+    pieces: list[Said | Piece] = [*script.pieces]
+    for item in heapq.merge(*(journals if lines else ()), pieces, key=lambda item: item.time_ns):
+        if isinstance(item, Said):
+            feed.say(item)
+            continue
+        if item.where == BACK:
+            carry = connections[MAIN].received
+        elif item.where.startswith("-"):  # against the direction of a channel
+            carry = connections[item.where[1:]].received
+        else:
+            carry = connections[item.where].sent
+        for start in range(0, len(item.data), piece_bytes):
+            carry(item.data[start : start + piece_bytes], item.time_ns)
+    for connection in connections.values():
+        connection.close(script.now_ns + STEP_NS)
+    return feed.report()

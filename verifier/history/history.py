@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from verifier.capture.flows import Directory, Lane
 from verifier.capture.pcapng import Capture
@@ -18,7 +18,7 @@ from verifier.history.merge import Lines
 from verifier.history.observation import FlowEnd, Observation, Said, Seen
 from verifier.history.record import RunRecord
 
-Data = mmap.mmap | bytes
+Data = mmap.mmap | bytes | bytearray
 
 
 class Observer(Protocol):
@@ -62,10 +62,10 @@ class History:
         self.accounting: Accounting | None = None
         self._make = make
         self._lines = lines or Lines()
-        self._record = record
+        self.record = record
         self._room = Room()
         self._homeless: list[Seen] = []
-        self._data: Data = b""
+        self._data: mmap.mmap | bytes = b""
         self._view = memoryview(b"")
 
     def read_capture(self, capture: Capture) -> None:
@@ -75,9 +75,11 @@ class History:
         self.end_capture()
 
     def open(self, data: Data) -> None:
-        """The bytes that the sinks' ranges will be of."""
-        self._data = data
-        self._view = memoryview(data)
+        """The bytes that the sinks' ranges will be of. A bytearray may grow meanwhile."""
+        if isinstance(data, bytearray):  # which cannot grow while there is a view of it
+            self._data, self._view = cast(bytes, data), cast(memoryview, data)
+        else:
+            self._data, self._view = data, memoryview(data)
 
     def sink(self, flow: Flow) -> FlowDecoder:
         """Where a flow's bytes go."""
@@ -103,8 +105,10 @@ class History:
             self._case(0).take(said)
 
     def close(self) -> None:
-        """Give the capture's memory back."""
-        self._view.release()
+        """Give the memory of the capture back, and what refers to this in a circle."""
+        if isinstance(self._view, memoryview):
+            self._view.release()
+        self.decoders.clear()
 
     def _observe(self, seen: Seen) -> None:
         lane = seen.lane
@@ -115,16 +119,17 @@ class History:
         if seen.time_ns >= self._lines.next_ns:
             for said in self._lines.until(seen.time_ns):
                 self._case(0).take(said)
-        case = self._case(lane.migration)
+        case = self.cases.get(lane.migration) or self._case(lane.migration)
         if lane not in case.facts.lanes:
             case.facts.join(lane)
-        case.take(seen)
+        case.facts.take(seen)
+        case.observer.on(seen)
 
     def _case(self, number: int) -> Case:
         case = self.cases.get(number)
         if case is None:
             facts = Facts(number)
-            facts.record = None if number else self._record
+            facts.record = None if number else self.record
             case = self.cases[number] = Case(facts, self._make(facts))
         return case
 
