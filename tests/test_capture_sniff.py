@@ -13,7 +13,9 @@ import threading
 from pathlib import Path
 
 import pytest
+import xxhash
 
+from mockdev.wire.seal import find_seal
 from tests.capture_files import CLIENT, SERVER, take_all, tcp
 from verifier.capture.pcapng import open_capture
 from verifier.capture.sniff import Sniffer, SniffError
@@ -133,6 +135,10 @@ def test_loopback_is_captured_whole_and_once(tmp_path: Path, snap_bytes: int) ->
         assert (capture.truncated, capture.drops) == ("", 0)
         assert (capture.interfaces[0].name, capture.interfaces[0].received) == ("lo", report.packets)
     assert sniffer.stop() == report
+    raw = path.read_bytes()
+    seal = find_seal(raw, len(raw))
+    assert seal is not None
+    assert seal.digest == xxhash.xxh3_128_digest(raw[: seal.at])
 
 
 def test_a_full_disk_is_said_and_the_file_stays_readable(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ import msgspec
 import xxhash
 
 from mockdev.errors import VfmigError
+from mockdev.wire.seal import SEAL_BYTES, find_seal
 from verifier.capture.opening import CaptureError, open_file
 from verifier.capture.pcapng import Capture, open_capture
 from verifier.history.facts import Facts
@@ -191,7 +192,10 @@ def _read_capture(path: Path, history: History, found: Found) -> list[Any]:
         for case in history.cases.values():
             for image in case.facts.images.values():
                 image.digest()
-        found.inputs.append(InputRow(path=str(path), size=path.stat().st_size, digest=_digest(path, capture)))
+        digest, broken = _digest(path, capture)
+        found.inputs.append(InputRow(path=str(path), size=path.stat().st_size, digest=digest))
+        if broken:
+            found.unknown.append(Unknown(id="input", why=broken))
     return [row]
 
 
@@ -241,11 +245,28 @@ def digest_of(path: Path) -> str:
     return f"xxh3-128:{hasher.hexdigest()}"
 
 
-def _digest(path: Path, capture: Capture) -> str:
-    """The digest of a capture's file. Mapped pages are digested many times faster than a file is read."""
+def _digest(path: Path, capture: Capture) -> tuple[str, str]:
+    """The digest of a capture's file, and a sentence if it has a seal that its bytes do not match.
+
+    Mapped pages are digested many times faster than a file is read; the seal is looked at on the way.
+    """
     with path.open("rb") as file:
         packed = file.read(4) != capture.data[:4]
-    return digest_of(path) if packed else f"xxh3-128:{xxhash.xxh3_128_hexdigest(capture.data)}"
+    size = len(capture.data)
+    found = find_seal(capture.data[-SEAL_BYTES:], size)
+    hasher, broken = xxhash.xxh3_128(), ""
+    with memoryview(capture.data) as view:
+        if found is not None:
+            hasher.update(view[: found.at])
+            if hasher.digest() != found.digest:
+                broken = (
+                    f"{path} was altered or damaged after it was written: its seal names the digest "
+                    f"{found.digest.hex()}, its bytes have {hasher.hexdigest()}"
+                )
+            hasher.update(view[found.at :])
+        elif not packed:
+            hasher.update(view)
+    return digest_of(path) if packed else f"xxh3-128:{hasher.hexdigest()}", broken
 
 
 def _unreadable(path: Path, why: str) -> Report:

@@ -14,7 +14,7 @@ SEGMENT_BYTES_MAX of payload. One call of sent() or received() is one write, wit
 The writer never raises into the data path: when a write fails it cuts the file back to its last whole block,
 remembers a sentence in `complaint`, and counts all later packets as dropped. Each interface has its
 statistics block right behind its description: the place is reserved at the start, so that a full disk
-cannot prevent the file from saying what it lacks.
+cannot prevent the file from saying what it lacks. A file that is closed ends with a seal (`wire.seal`).
 
 Source: IETF draft-ietf-opsawg-pcapng; RFC 791, 8200, 9293.
 """
@@ -48,12 +48,14 @@ from mockdev.runtime.pcap_packets import (
     statistics,
     trailer,
 )
+from mockdev.wire.seal import seal
 
 Buffer = bytes | bytearray | memoryview
 
 SEGMENT_BYTES_MAX = 65_495  # of payload: an IPv4 packet's length field ends at 65,535
 FULL, HEADERS = "full", "headers"
 
+_PIECE = 1 << 18  # of a file that is digested
 _IOV_MAX = 1000  # the kernel takes 1024 pieces a call
 # Connections without addresses look like ones from many ports to one target, which is what they are.
 _SYNTHETIC_PORT, _SYNTHETIC_TARGET_PORT = 49_152, 49_151
@@ -131,7 +133,7 @@ class PcapngWriter:
         return tap
 
     def close(self) -> None:
-        """Writes the statistics and closes the file. Safe to call twice."""
+        """Writes the statistics, seals the file and closes it. Safe to call twice."""
         with self._lock:
             if self._file < 0:
                 return
@@ -142,6 +144,7 @@ class PcapngWriter:
                         statistics(number, counts.received, counts.dropped, counts.last_ns),
                         counts.block_at,
                     )
+            self._seal()
             try:
                 os.close(self._file)
             except OSError as error:
@@ -152,6 +155,14 @@ class PcapngWriter:
     def dropped(self) -> int:
         """Packets that are not in the file, over all interfaces."""
         return sum(counts.dropped for counts in self._counts)
+
+    def _seal(self) -> None:
+        """Digests what is in the file, here at the end, where nobody waits for it, and appends the seal."""
+        with suppress(OSError):  # without room, or not to be read, it has none
+            pieces = (os.pread(self._file, _PIECE, at) for at in range(0, self._end, _PIECE))
+            block = seal(pieces)
+            if os.pwrite(self._file, block, self._end) != len(block):
+                os.ftruncate(self._file, self._end)
 
     def _preamble(self, interfaces: Sequence[str]) -> bytes:
         blocks = bytearray(block(SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))
