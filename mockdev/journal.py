@@ -136,7 +136,11 @@ class Unanswered(Line, frozen=True, kw_only=True):
 
 
 class Image(Line, frozen=True, kw_only=True):
-    """All of a device's state passed here. digest: "xxh3-128:<hex>" over it in order, config aside."""
+    """All of a device's state passed here. digest: "xxh3-128:<hex>" over it in order, config aside.
+
+    An endpoint of ours makes it once the migration is over: a source of what it read, a target of what the
+    device then holds and the headers that came with it; a lent device as the bytes pass.
+    """
 
     device: str
     size: int

@@ -38,7 +38,7 @@ def resuming(
     return device, file
 
 
-def write_all(file: ResumeFile, data: bytes) -> None:
+def write_all(file: ResumeFile, data: bytes | memoryview) -> None:
     """What a blocking write does."""
     rest, now = memoryview(data), 0
     while True:
@@ -137,6 +137,31 @@ def test_a_cut_stream_is_not_noticed_by_leaving_but_can_be_asked(cut: int) -> No
     assert file.inside_record is (cut not in (0, FIRST_END))
     assert device.set_state(0, State.RUNNING) is None
     assert file.loaded_bytes == (0 if cut < FIRST_END else 100)
+
+
+@pytest.mark.parametrize("size", [1, 7, 90, len(STREAM)])
+@pytest.mark.parametrize("ask_after", [1, 3, 1000])
+def test_what_passed_can_be_read_back_in_order(size: int, ask_after: int) -> None:
+    _, file = resuming()
+    skipped = struct.pack("<QII", 40, 1, 7) + bytes(range(40))  # kept nowhere else
+    stream = memoryview(STREAM + skipped + record(B))
+    told = b""
+    for number, at in enumerate(range(0, len(stream), size), 1):
+        write_all(file, stream[at : at + size])
+        if not number % ask_after:
+            told += b"".join(file.passed())
+            assert (len(told), file.aside_bytes) == (min(at + size, len(stream)), 0)
+    assert told + b"".join(file.passed()) == stream
+    assert b"".join(file.passed()) == b""
+
+
+def test_what_passed_is_the_state_as_the_device_has_it_now() -> None:
+    device, file = resuming()
+    file.write(0, memoryview(STREAM))
+    device.memory[len(A)] ^= 1
+    wrong = bytearray(STREAM)
+    wrong[FIRST_END + 16] ^= 1
+    assert b"".join(file.passed()) == wrong
 
 
 def test_each_file_goes_one_way() -> None:

@@ -10,6 +10,7 @@ import pytest
 from mockdev.errors import VfmigError
 from mockdev.journal import Image, Loaded, Mark, Received, Saved, Sent, State
 from mockdev.lab.migration import Cancel, run_migration
+from mockdev.runtime import slot
 from mockdev.runtime.config import MigrationConfig
 from tests.endpoints import SMALL, lines, migrate
 
@@ -70,6 +71,20 @@ def test_every_shape(tmp_path: Path, transfer: str, precopy_bytes: int, vfs: int
     assert outcome.downtime_ms is not None
     assert outcome.downtime_ms > 0
     check_evidence(tmp_path, vfs)
+
+
+def test_images_are_digested_when_the_devices_run(tmp_path: Path) -> None:
+    migrate(tmp_path, vfs=2, channels=2)
+    theirs = lines(tmp_path, "target")
+    resumed = next(at for at, line in enumerate(theirs) if isinstance(line, Mark) and line.name == "resume")
+    assert all(at > resumed for at, line in enumerate(theirs) if isinstance(line, Image))
+
+
+def test_not_everything_waits_for_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slot, "_UNDIGESTED_VIEWS_MAX", 3)
+    monkeypatch.setattr(slot, "_ASIDE_BYTES_MAX", 20)
+    migrate(tmp_path, vfs=2, channels=3, buffer_bytes=7 * KIB, chunk_bytes=16 * KIB)
+    check_evidence(tmp_path, 2)
 
 
 @pytest.mark.parametrize(

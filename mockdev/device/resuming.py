@@ -9,6 +9,7 @@ Source: Linux drivers/vfio/pci/mlx5/main.c: mlx5vf_resume_write
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from mockdev.device.faults import Faults, Index, Place, Stall
@@ -31,8 +32,8 @@ class ResumeFile(DataFile):
 
     written_bytes: stream bytes taken. received_bytes: of the state, copied to the image.
     loaded_bytes: of these, what LOAD commands have ended for. loads: how many ended.
-    span: the record being read, None between two; without records all of the image. faults: may be replaced
-    at any time.
+    span: the record being read, None between two; without records all of the image. aside_bytes: not of the
+    state, kept for `passed`. faults: may be replaced at any time.
     """
 
     def __init__(self, image: memoryview, firmware: Firmware, faults: Faults, passes: Passes) -> None:
@@ -41,10 +42,13 @@ class ResumeFile(DataFile):
         self.received_bytes = 0
         self.loaded_bytes = 0
         self.loads = 0
+        self.aside_bytes = 0
         self.machine = ResumeMachine()
         self._records = firmware.profile.records
         self.span: Span | None = None if self._records else Span(0, 0, len(image))
         self._image = image
+        self._aside: list[tuple[int, bytes]] = []  # headers, and where in the image they came
+        self._told_bytes = 0  # of the image, by `passed`
         self._firmware = firmware
         self._passes = passes
         self._loading: Command | None = None
@@ -98,6 +102,17 @@ class ResumeFile(DataFile):
         self._firmware.advance(now_ns)
         return None if self._loading is None else NotYet(self._firmware.ready_ns(self._loading))
 
+    def passed(self) -> Iterator[memoryview | bytes]:
+        """The stream bytes taken since the last time, in order; of the state, what the image has now."""
+        for image_at, data in self._aside:
+            yield self._image[self._told_bytes : image_at]
+            yield data
+            self._told_bytes = image_at
+        yield self._image[self._told_bytes : self.received_bytes]
+        self._told_bytes = self.received_bytes
+        self._aside.clear()
+        self.aside_bytes = 0
+
     def poll(self, now_ns: int) -> int:
         """POLL_ bits: a resume file has no hook for poll, so it is always ready."""
         self._firmware.advance(now_ns)
@@ -116,9 +131,12 @@ class ResumeFile(DataFile):
         at = 0
         while at < len(data) or machine.work:
             step = machine.step(data[at:])
-            at += step.consumed
+            start, at = at, at + step.consumed
             if step.image is not None:
                 self._receive(step.image)
+            elif step.consumed:
+                self._aside.append((self.received_bytes, bytes(data[start:at])))
+                self.aside_bytes += step.consumed
             elif step.load is not None:
                 self.span = None
                 self._load(now_ns, step.load)

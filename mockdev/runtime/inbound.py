@@ -276,7 +276,6 @@ class MainInput:
         if item.idstr in self._slots:
             slot = self._slots[item.idstr]
             slot.load_config(bytes(data))
-            slot.journal_image()
         else:
             self._kept = bytes(data)
 

@@ -286,8 +286,6 @@ class Intake:
                 config=buffer.config,
             )
         )
-        if buffer.config:
-            slot.journal_image()
 
     def _wake(self) -> None:
         with self._lock:

@@ -173,8 +173,6 @@ class SendPump:
             return False
         config = not views
         payload: Sequence[bytes | memoryview] = views or (slot.config_payload(),)
-        if config:
-            slot.journal_image()
         size = sum(map(len, payload))
         idx = self._plan.next_idx(device)
         journal, clock = session.journal, session.clock

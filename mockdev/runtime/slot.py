@@ -31,6 +31,9 @@ from mockdev.wire.structs import VfioTag
 
 T = TypeVar("T")
 
+_UNDIGESTED_VIEWS_MAX = 1 << 16  # as many as keep 64 GiB of full buffers waiting, in 12 MiB
+_ASIDE_BYTES_MAX = 1 << 20
+
 _CONFIG_STATE = VfioTag.DEV_CONFIG_STATE.to_bytes(8, "big")
 _END_OF_STATE = VfioTag.END_OF_STATE.to_bytes(8, "big")
 _IDENTITY = {  # what no presentation changes
@@ -52,8 +55,12 @@ class Slot:
     """One device of an endpoint. Calls wait as long as the device takes, unless they say otherwise.
 
     foreign: the other end is a QEMU, which presents the device's PCI side in its own way. config: the PCI
-    state that was loaded. bytes_passed: of its stream, saved or loaded here. One thread at a time may read,
-    and one may load.
+    state that was loaded. configured: its PCI state, the last thing to pass, has passed. bytes_passed: of its
+    stream, saved or loaded here. One thread at a time may read, and one may load.
+
+    The stream is digested by `journal_image`, not while it passes and time counts. A source digests the views
+    that it read, whose memory nothing changes; a target what it loaded as the device has it in the end, with
+    the headers that came with it.
     Errors: DeviceError, named after the device; StoppedError when the session ends meanwhile.
     """
 
@@ -67,7 +74,8 @@ class Slot:
         self.configured = False
         self.bytes_passed = 0
         self._lock = lock
-        self._digest = xxhash.xxh3_128()  # of what was read or loaded, while it is in the caches
+        self._digest = xxhash.xxh3_128()
+        self._read: list[memoryview] = []  # not digested yet
         self._config_digest = ""
 
     # -- states --------------------------------------------------------------------------------------
@@ -106,8 +114,9 @@ class Slot:
         except DeviceError as error:
             raise self._named(error, "reading its state") from None
         if not isinstance(views, NotYet):
-            for view in views:
-                self._digest.update(view)
+            self._read += views
+            if len(self._read) > _UNDIGESTED_VIEWS_MAX:
+                self._digest_passed()
             self.bytes_passed += sum(map(len, views))
         return views
 
@@ -128,6 +137,7 @@ class Slot:
         """The config buffer's bytes: the PCI state between its two tags."""
         config = self.device.save_config()
         self._config_digest = _text(xxhash.xxh3_128(config))
+        self.configured = True
         return _CONFIG_STATE + config + _END_OF_STATE
 
     # -- loading -------------------------------------------------------------------------------------
@@ -135,7 +145,6 @@ class Slot:
     def load(self, view: memoryview) -> None:
         """Write bytes to the resume file, to the last one."""
         file = self._open_file()
-        self._digest.update(view)
         self.bytes_passed += len(view)
         session = self.session
         while True:
@@ -149,7 +158,9 @@ class Slot:
             if written.ready_ns > now_ns:
                 session.sleep_until(written.ready_ns)
             elif not view:
-                return
+                break
+        if isinstance(file, ResumeFile) and file.aside_bytes > _ASIDE_BYTES_MAX:
+            self._digest_passed()
 
     def landing(self, start: int, size: int) -> memoryview | None:
         """Where `size` bytes from offset `start` of the stream end up; None if that is not certain yet.
@@ -204,7 +215,10 @@ class Slot:
     # -- what it came to -----------------------------------------------------------------------------
 
     def journal_image(self) -> None:
-        """Everything has passed: journal size and digest."""
+        """If everything has passed, journal size and digest. It takes its time: after all that is timed."""
+        if not self.configured:
+            return
+        self._digest_passed()
         self.session.journal.write(
             Image(
                 t=self.session.clock.now_ns(),
@@ -235,6 +249,12 @@ class Slot:
         return wrong_at is None
 
     # -- inside --------------------------------------------------------------------------------------
+
+    def _digest_passed(self) -> None:
+        parts = self.file.passed() if isinstance(self.file, ResumeFile) else self._read
+        for part in parts:
+            self._digest.update(part)
+        self._read.clear()
 
     def _open_file(self) -> DataFile:
         if self.file is None:

@@ -105,6 +105,8 @@ class Source:
         self._address = address or self._config.address
         cause = self.session.run(self._body)
         runs = cause is not None and self._resume()
+        for slot in self._slots:
+            slot.journal_image()
         return self.session.finish(cause, runs=runs)
 
     # -- the whole -----------------------------------------------------------------------------------
@@ -371,9 +373,7 @@ class Source:
                 ready = self._machine.config_load_ready
                 payload = writer.vfio_tag(VfioTag.DEV_CONFIG_LOAD_READY if ready else VfioTag.END_OF_STATE)
             else:
-                slot = self._slot(section)
-                payload = slot.config_payload()
-                slot.journal_image()
+                payload = self._slot(section).config_payload()
         self._section(section, (payload,))
         self._describe(section, len(payload))
 

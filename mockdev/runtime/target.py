@@ -71,6 +71,9 @@ class Target:
         self._listener.close()
         if cause is not None and self._main is not None:
             self._say_failed(self._main)
+        self.session.phase = "verify"
+        for slot in self._slots:
+            slot.journal_image()
         complaint = ""
         if cause is None:
             self._verify()
@@ -148,7 +151,6 @@ class Target:
     def _verify(self) -> None:
         """Compare everything with what it must be; outside of anything timed."""
         session = self.session
-        session.phase = "verify"
         for slot in self._slots:
             slot.verify(self._migration.seed, self._migration.state_bytes)
         machine = self._expected
