@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mockdev.device.resuming import ResumeFile
 from mockdev.errors import VfmigError
 from mockdev.journal import Image, Loaded, Mark, Received, Saved, Sent, State
 from mockdev.lab.migration import Cancel, run_migration
@@ -78,6 +79,43 @@ def test_images_are_digested_when_the_devices_run(tmp_path: Path) -> None:
     theirs = lines(tmp_path, "target")
     resumed = next(at for at, line in enumerate(theirs) if isinstance(line, Mark) and line.name == "resume")
     assert all(at > resumed for at, line in enumerate(theirs) if isinstance(line, Image))
+
+
+@pytest.mark.parametrize(
+    ("buffer_bytes", "chunk_bytes"),
+    [(7 * KIB, 16 * KIB), (4096, 4096), (4096, 4080), (4096, 333), (1000, 4091)],
+)
+@pytest.mark.parametrize("channels", [1, 5])
+def test_headers_may_lie_anywhere_in_a_buffer(
+    tmp_path: Path, buffer_bytes: int, chunk_bytes: int, channels: int
+) -> None:
+    outcome = migrate(
+        tmp_path,
+        vfs=2,
+        channels=channels,
+        state_bytes=100 * KIB + 13,
+        buffer_bytes=buffer_bytes,
+        chunk_bytes=chunk_bytes,
+    )
+    assert outcome.verified
+    check_evidence(tmp_path, 2)
+
+
+def test_all_but_the_first_buffer_is_received_where_it_will_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = 0
+    receive = ResumeFile._receive
+
+    def count(file: ResumeFile, piece: memoryview) -> None:
+        nonlocal copied
+        if piece.obj is not file._image.obj:
+            copied += len(piece)
+        receive(file, piece)
+
+    monkeypatch.setattr(ResumeFile, "_receive", count)
+    migrate(tmp_path, vfs=1, channels=1, state_bytes=257 * KIB, buffer_bytes=7 * KIB, chunk_bytes=16 * KIB)
+    assert 0 < copied < 7 * KIB
 
 
 def test_not_everything_waits_for_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from mockdev.runtime.pool import LARGE_BYTES, BufferPool
 from mockdev.runtime.reader import Reader
 from mockdev.runtime.session import Session
 from mockdev.runtime.slot import Slot
+from mockdev.vfio.mlx5_stream import RECORD_HEADER
 from mockdev.wire.frames import DeviceStateFrame
 from mockdev.wire.structs import (
     MULTIFD_DEVICE_STATE,
@@ -39,10 +40,10 @@ from mockdev.wire.structs import (
 
 
 class Held(NamedTuple):
-    """Where a received payload lies. pooled: in a buffer of the pool; else in the device's own memory."""
+    """Where a received payload lies: in the device's own memory, or in `pooled`, or parts of it in each."""
 
-    view: memoryview
-    pooled: bool
+    parts: tuple[memoryview, ...]
+    pooled: memoryview | None
 
 
 class Intake:
@@ -56,7 +57,7 @@ class Intake:
         self._session = session
         self._slots = slots
         self._inline = inline
-        self._numbers = {slot.idstr.encode(): number for number, slot in enumerate(slots)}
+        self._numbers = {slot.idstr.encode().ljust(256, b"\0"): number for number, slot in enumerate(slots)}
         cap = migration.queue_cap_bytes
         self._plan: LoadPlan[Held] = LoadPlan([slot.idstr for slot in slots], cap)
         self._pool = BufferPool(_pool_limit(migration))
@@ -136,11 +137,14 @@ class Intake:
         """
         try:
             device, buffer = self._receive(frame, reader)
-            self._queue(device, buffer, channel)
+            job = self._queue(device, buffer, channel)
         except RemoteProtocolError as error:
             raise _located(error, frame, reader.connection.name) from None
-        if self._inline:
-            self._load_ready(device)
+        while job is not None:
+            self._load(job)
+            with self._lock:
+                self._done(job)
+                job = self._plan.take(device)
 
     def _receive(self, frame: DeviceStateFrame, reader: Reader) -> tuple[int, Buffer[Held]]:
         device = self._check(frame)
@@ -152,24 +156,51 @@ class Intake:
             start = self._plan.announce(device, idx, size, config=config)
             held = self._place(device, start, size, config=config)
             self._receiving += 1
-        if size:
-            try:
-                reader.payload(held.view[:size], f"buffer {idx} of {self._slots[device].idstr}")
-            except BaseException:
-                with self._lock:
-                    self._receiving -= 1
-                raise
+        try:
+            what = f"buffer {idx} of {self._slots[device].idstr}"
+            if len(held.parts) > 1:
+                assert start is not None
+                held = self._receive_over_header(device, start, held, reader, what)
+            elif size:
+                reader.payload(held.parts[0], what)
+        except BaseException:
+            with self._lock:
+                self._receiving -= 1
+            raise
         return device, Buffer(idx, size, config, held)
 
-    def _queue(self, device: int, buffer: Buffer[Held], channel: str) -> None:
+    def _receive_over_header(self, device: int, start: int, held: Held, reader: Reader, what: str) -> Held:
+        """Receive the end of a record, the header of the next one, and to where that says what follows."""
+        slot = self._slots[device]
+        end, rest = held.parts
+        reader.part(end, what)
+        header = rest[: RECORD_HEADER.size]
+        reader.part(header, what)
+        rest = rest[len(header) :]
+        if len(header) == RECORD_HEADER.size:
+            with self._lock:
+                slot.foresee(header)
+                landing = slot.landing(self._bases[device] + start + len(end) + len(header), len(rest))
+            if landing is not None and len(landing) == len(rest):
+                rest = landing
+        if rest:
+            reader.part(rest, what)
+        parts = tuple(part for part in (end, header, rest) if part)
+        reader.whole(parts)
+        return Held(parts, held.pooled)
+
+    def _queue(self, device: int, buffer: Buffer[Held], channel: str) -> LoadJob[Held] | None:
+        """A whole buffer is here; what its thread is to load now, if receiving threads load."""
         with self._lock:
             self._receiving -= 1
             queued = self._plan.received(device, buffer)
+            job = self._plan.take(device) if self._inline else None
             if self._waiting:
                 self._changed.notify_all()
-        self._session.journal.write(
+        session = self._session
+        session.journal.write(
             Received(
-                t=self._session.clock.now_ns(),
+                t=session.clock.now_ns(),
                 device=self._slots[device].idstr,
                 idx=buffer.idx,
                 size=buffer.size,
@@ -178,12 +209,16 @@ class Intake:
                 config=buffer.config,
             )
         )
+        return job
 
     def _check(self, frame: DeviceStateFrame) -> int:
         """The number of the device that a packet is for."""
         head = frame.head
-        name = head.idstr.partition(b"\0")[0]
+        name = head.idstr
         device = self._numbers.get(name)
+        if device is None:  # or one with something behind the end of its name
+            name = name.partition(b"\0")[0]
+            device = self._numbers.get(name.ljust(256, b"\0"))
         if head.idstr[-1]:
             raise RemoteProtocolError("the name is not terminated", field="idstr")
         if device is None:
@@ -207,9 +242,13 @@ class Intake:
         """Where a payload is to be received. The caller holds the lock."""
         if size and not config and start is not None and self._plan.started:
             landing = self._slots[device].landing(self._bases[device] + start, size)
+            if landing is not None and len(landing) == size:
+                return Held((landing,), None)
             if landing is not None:
-                return Held(landing, pooled=False)
-        return Held(self._room(size), pooled=True)
+                room = self._room(size)
+                return Held((landing, room[: size - len(landing)]), room)
+        room = self._room(size)
+        return Held((room[:size],), room)
 
     def _room(self, size: int) -> memoryview:
         """A buffer of the pool; waits for one while there is hope. The caller holds the lock."""
@@ -226,15 +265,6 @@ class Intake:
         return memory
 
     # -- loading -------------------------------------------------------------------------------------
-
-    def _load_ready(self, device: int) -> None:
-        with self._lock:
-            job = self._plan.take(device)
-        while job is not None:
-            self._load(job)
-            with self._lock:
-                self._done(job)
-                job = self._plan.take(device)
 
     def _load_loop(self) -> None:
         while True:
@@ -253,8 +283,8 @@ class Intake:
     def _done(self, job: LoadJob[Held]) -> None:
         """A loaded buffer is accounted for. The caller holds the lock."""
         self._plan.loaded(job)
-        if job.buffer.data.pooled:
-            self._pool.give_back(job.buffer.data.view, job.buffer.size)
+        if job.buffer.data.pooled is not None:
+            self._pool.give_back(job.buffer.data.pooled, job.buffer.size)
         if self._waiting:
             self._changed.notify_all()
 
@@ -262,21 +292,21 @@ class Intake:
         """Give a buffer to its device and journal it; nobody else loads that device until `_done`."""
         slot = self._slots[job.device]
         buffer = job.buffer
-        payload = buffer.data.view[: buffer.size]
         if buffer.config:
             with self._config_lock:
-                slot.load_config_payload(payload)
+                slot.load_config_payload(buffer.data.parts[0])
         elif buffer.size:
             try:
-                slot.load(payload)
+                for part in buffer.data.parts:
+                    slot.load(part)
             except DeviceError as error:
                 error.args = (f"{error.args[0]} (buffer {buffer.idx})",)
                 raise
         with self._lock:
             queued = self._plan.written(job)
-        now_ns = self._session.clock.now_ns()
-        self._session.activity.last_ns = now_ns
-        self._session.journal.write(
+        session = self._session
+        session.activity.last_ns = now_ns = session.clock.now_ns()
+        session.journal.write(
             Loaded(
                 t=now_ns,
                 device=slot.idstr,

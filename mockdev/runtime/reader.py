@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mockdev.errors import RemoteProtocolError
 from mockdev.runtime.transports import Connection
@@ -41,18 +41,22 @@ class Reader:
     def want(self, want: Want) -> bytes | memoryview:
         """The bytes that a syntax waits for."""
         size = want.size
-        if self._end - self._start < size:
-            # Who peeks for one byte more each time gets many: a search stays near linear.
-            self._fill(size, want.what, max(self._ahead, size + size // 4) if want.peek else self._ahead)
         if want.peek:
+            if self._end - self._start < size:
+                # Who peeks for one byte more each time gets many: a search stays near linear.
+                self._fill(size, want.what, max(self._ahead, size + size // 4))
             return bytes(memoryview(self._buffer)[self._start : self._end])
-        have = self._end - self._start
-        if have < size:
-            if have == 0 and want.may_end:
-                return b""
-            raise self._cut(want.what, size, have)
-        data = bytes(self._buffer[self._start : self._start + size])
-        self._start += size
+        end = self._start + size
+        if end > self._end:
+            self._fill(size, want.what, self._ahead)
+            end = self._start + size
+            if end > self._end:
+                have = self._end - self._start
+                if have == 0 and want.may_end:
+                    return b""
+                raise self._cut(want.what, size, have)
+        data = bytes(self._buffer[self._start : end])
+        self._start = end
         self.offset += size
         observer = self.connection.observer
         if observer is not None:
@@ -61,6 +65,11 @@ class Reader:
 
     def payload(self, view: memoryview, what: str) -> None:
         """Fill `view` with the bytes that come next."""
+        self.part(view, what)
+        self.whole((view,))
+
+    def part(self, view: memoryview, what: str) -> None:
+        """As payload, for one part of it: then comes the next, or `whole`."""
         size = len(view)
         have = min(size, self._end - self._start)
         if have:
@@ -71,9 +80,12 @@ class Reader:
             if have < size:
                 raise self._cut(what, size, have)
         self.offset += size
+
+    def whole(self, parts: Sequence[memoryview]) -> None:
+        """These parts were a payload."""
         observer = self.connection.observer
         if observer is not None:
-            observer.received((), (view,))
+            observer.received((), parts)
 
     def skip(self, size: int, what: str) -> None:
         """Take `size` bytes and forget them."""

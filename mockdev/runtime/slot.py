@@ -16,7 +16,7 @@ from mockdev.device.device import Device, Precopy
 from mockdev.device.faults import device_faults
 from mockdev.device.files import DataFile, NotYet
 from mockdev.device.image import Pattern
-from mockdev.device.resuming import ResumeFile
+from mockdev.device.resuming import ResumeFile, Span
 from mockdev.device.saving import Plan, SaveFile
 from mockdev.device.timing import PROFILES, Firmware, Profile
 from mockdev.errors import DeviceError, InjectedError, LocalProtocolError, RemoteProtocolError
@@ -26,6 +26,7 @@ from mockdev.journal import State as StateLine
 from mockdev.memory import allocate
 from mockdev.runtime.session import Session
 from mockdev.vfio.fsm import next_step
+from mockdev.vfio.mlx5_stream import RECORD_HEADER, Tag
 from mockdev.vfio.uapi import State
 from mockdev.wire.structs import VfioTag
 
@@ -76,6 +77,7 @@ class Slot:
         self._lock = lock
         self._digest = xxhash.xxh3_128()
         self._read: list[memoryview] = []  # not digested yet
+        self._record: Span | None = None  # the last one that `landing` knows of
         self._config_digest = ""
 
     # -- states --------------------------------------------------------------------------------------
@@ -146,33 +148,49 @@ class Slot:
         """Write bytes to the resume file, to the last one."""
         file = self._open_file()
         self.bytes_passed += len(view)
-        session = self.session
+        clock = self.session.clock
         while True:
-            now_ns = session.clock.now_ns()
+            now_ns = clock.now_ns()
             try:
                 with self._lock:
-                    written = file.write(now_ns, view)
+                    consumed, ready_ns = file.write(now_ns, view)
             except DeviceError as error:
                 raise self._named(error, "loading its state") from None
-            view = view[written.consumed :]
-            if written.ready_ns > now_ns:
-                session.sleep_until(written.ready_ns)
-            elif not view:
+            if ready_ns > now_ns:
+                self.session.sleep_until(ready_ns)
+            elif consumed == len(view):
                 break
+            view = view[consumed:]
         if isinstance(file, ResumeFile) and file.aside_bytes > _ASIDE_BYTES_MAX:
             self._digest_passed()
 
     def landing(self, start: int, size: int) -> memoryview | None:
         """Where `size` bytes from offset `start` of the stream end up; None if that is not certain yet.
 
-        What is received there and then given to `load` needs no copy.
+        They are fewer when their record ends before: a header follows, which `foresee` is to be told. What is
+        received there and then given to `load` needs no copy. start: never less than the last time.
         """
+        known = self._record
         file = self.file
         span = file.span if isinstance(file, ResumeFile) else None
-        if span is None or start < span.start or start + size > span.start + span.size:
+        if span is not None and (known is None or span.start > known.start):
+            self._record = known = span
+        if known is None or not known.start <= start < known.start + known.size:
             return None
-        at = span.image_at + start - span.start
-        return self.device.memory[at : at + size]
+        left = known.start + known.size - start
+        if size > left and not self.device.firmware.profile.records:
+            return None  # more than fits, and no header behind it
+        at = known.image_at + start - known.start
+        return self.device.memory[at : at + min(size, left)]
+
+    def foresee(self, header: memoryview) -> None:
+        """The header behind the last record that `landing` knows has come; it need not be loaded yet."""
+        size, _, tag = RECORD_HEADER.unpack(header)
+        known = self._record
+        if known is not None and tag == Tag.FW_DATA:
+            image_at = known.image_at + known.size
+            if image_at + size <= len(self.device.memory):
+                self._record = Span(known.start + known.size + RECORD_HEADER.size, image_at, size)
 
     def load_config_payload(self, payload: memoryview) -> None:
         """Load a config buffer. RemoteProtocolError: its tags are not there, or the device refuses it."""
