@@ -219,6 +219,7 @@ class Journal:
         self._window: mmap.mmap | None = None
         self._start = 0  # of the window in the file
         self._at = 0  # in the window
+        self._room_end = 0  # of the window; 0: nothing is kept (any more), or not yet
         self.lost = ""  # why lines were lost (a full disk), "" when none was
         if path is not None:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -227,18 +228,12 @@ class Journal:
         """Append one line. A full disk ends the journal, not the migration; `lost` then says so."""
         data = _encode(line) + b"\n"
         with self._lock:
-            if self._fd is None or self.lost:
-                return
             end = self._at + len(data)
-            if self._window is None or end > len(self._window):
-                try:
-                    self._advance(len(data))
-                except OSError as error:
-                    self.lost = f"the journal could not be written: {error.strerror}"
+            if end > self._room_end:
+                if not self._advance(len(data)):
                     return
                 end = self._at + len(data)
-            assert self._window is not None
-            self._window[self._at : end] = data
+            self._window[self._at : end] = data  # type: ignore[index]
             self._at = end
 
     def close(self) -> None:
@@ -248,22 +243,30 @@ class Journal:
                 if self._window is not None:
                     self._window.close()
                     self._window = None
+                    self._room_end = 0
                 os.ftruncate(self._fd, self._start + self._at)
                 os.close(self._fd)
                 self._fd = None
 
-    def _advance(self, size: int) -> None:
-        """Map a new window with room for `size` bytes, from the page that is being written."""
-        assert self._fd is not None
+    def _advance(self, size: int) -> bool:
+        """Map a window with room for `size` bytes, from the page being written; whether that could be."""
+        if self._fd is None or self.lost:
+            return False
         here = self._start + self._at
         start = here - here % mmap.ALLOCATIONGRANULARITY
         window_bytes = max(_WINDOW_BYTES, mmap.ALLOCATIONGRANULARITY + size)
-        # Reserved, not only sized: a page that finds the disk full would kill the process.
-        os.posix_fallocate(self._fd, start, window_bytes)
-        window = mmap.mmap(self._fd, window_bytes, offset=start)
+        try:
+            # Reserved, not only sized: a page that finds the disk full would kill the process.
+            os.posix_fallocate(self._fd, start, window_bytes)
+            window = mmap.mmap(self._fd, window_bytes, offset=start)
+        except OSError as error:
+            self.lost = f"the journal could not be written: {error.strerror}"
+            self._room_end = 0
+            return False
         if self._window is not None:
             self._window.close()
-        self._window, self._start, self._at = window, start, here - start
+        self._window, self._start, self._at, self._room_end = window, start, here - start, window_bytes
+        return True
 
 
 def read(path: Path) -> Iterator[AnyLine]:

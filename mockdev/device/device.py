@@ -262,9 +262,11 @@ class Device:
         """See files.Passes."""
         if self._switched_ns is None and self.state is State.RESUMING:
             self._switched_ns = now_ns
+        if not self._sessions.faults.strikes:
+            return size
         if self._lock.busy(now_ns) is None and self._strike_due(now_ns):
             return 0
-        for strike in self.faults.strikes:
+        for strike in self._sessions.faults.strikes:
             if strike.after_ns is None and position <= strike.offset < position + size:
                 size = strike.offset - position
                 if not size:

@@ -99,6 +99,8 @@ class ResumeFile(DataFile):
                 return NotYet(self._wait_end_ns)
             self._loading, self._waiting = self._waiting, None
             self._firmware.start(self._wait_end_ns, self._loading)
+        if self._loading is None:
+            return None
         self._firmware.advance(now_ns)
         return None if self._loading is None else NotYet(self._firmware.ready_ns(self._loading))
 

@@ -173,7 +173,7 @@ class SendPump:
             return False
         config = not views
         payload: Sequence[bytes | memoryview] = views or (slot.config_payload(),)
-        size = sum(map(len, payload))
+        size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
         idx = self._plan.next_idx(device)
         journal, clock = session.journal, session.clock
         # Within the turn: the journal's lines come in the order of the indices.

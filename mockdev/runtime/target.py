@@ -193,12 +193,12 @@ class Target:
 
     def _read_channel(self, reader: Reader) -> None:
         course = self.session.remote_course(MULTIFD, reader.connection)
-        number = -1
+        number, channel = -1, ""
         intake = self._intake
         for frame in frames(reader, multifd_channel(reader.connection.name)):
             if type(frame) is DeviceStateFrame:
                 course.take(Event.DEVICE_STATE, frame.offset)
-                intake.receive(frame, reader, str(number))
+                intake.receive(frame, reader, channel)
             elif type(frame) is RamFrame:
                 course.take_frame(frame)
                 if frame.head.flags & MultifdFlag.SYNC:
@@ -208,6 +208,7 @@ class Target:
             elif type(frame) is InitFrame:
                 course.take(Event.INIT, frame.offset)
                 number = self._arrivals.name_channel(frame, reader)
+                channel = str(number)
                 course.name = reader.connection.name
             # a Payload step: its bytes were taken with the frame before it
         course.take(Event.CLOSE, reader.offset)

@@ -24,6 +24,7 @@ Host = tuple[str, int] | str
 
 _TICK_S = 0.5  # how often a blocked call looks at the deadline
 SMALL_SOCKET_BUFFER = 128 << 10  # with several streams: what fits the caches beats what fits the queue
+_WHOLE = int(socket.MSG_WAITALL)
 _GONE = (errno.EPIPE, errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF)
 
 
@@ -122,7 +123,7 @@ class Connection:
 
         what: what is waited for, for the message when nothing comes.
         """
-        flags = socket.MSG_WAITALL if whole else 0
+        flags = _WHOLE if whole else 0
         have = 0
         size = len(view)
         while True:
@@ -136,7 +137,7 @@ class Connection:
             self.received_bytes += count
             have += count
             if not count or not whole or have == size:
-                self._activity.touch()
+                self._activity.last_ns = self._clock.now_ns()
                 return have
 
     def shutdown(self) -> None:

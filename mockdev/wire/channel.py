@@ -30,6 +30,8 @@ from mockdev.wire.structs import Command, MultifdFlag, Tag
 class Event(Enum):
     """What a frame is, as far as the order of frames is concerned."""
 
+    __hash__ = object.__hash__  # each is one object; the enum's own is slow, and asked for every frame
+
     INIT = "init packet"
     SYNC = "SYNC packet"
     RAM = "RAM packet"
@@ -148,16 +150,19 @@ class Course:
         self.name = name
         self.local = local
         self.phase = Phase.NEW
+        self._following = table[Phase.NEW]
 
     def take(self, event: Event, offset: int = -1) -> None:
         """Go on by `event`. LocalProtocolError when it is we who may not, else RemoteProtocolError."""
-        following = self.table[self.phase].get(event)
+        following = self._following.get(event)
         if following is None:
             message = f"{event.value} is not allowed while the channel is {self.phase.value}"
             if self.local:
                 raise LocalProtocolError(f"{self.name}: {message}")
             raise RemoteProtocolError(message, channel=self.name, offset=offset, field="order")
-        self.phase = following
+        if following is not self.phase:
+            self.phase = following
+            self._following = self.table[following]
 
     def take_frame(self, frame: Frame) -> None:
         """`take` for a frame, when its place matters."""

@@ -58,7 +58,7 @@ def multifd_channel(name: str = "multifd", page_size: int = PAGE_BYTES) -> Synta
         if flags & _DEVICE_STATE_FLAG:
             rest = yield _DEVICE_STATE
             assert rest is not None
-            device = MULTIFD_DEVICE_STATE.unpack(bytes(start) + bytes(rest))
+            device = MULTIFD_DEVICE_STATE.unpack(b"".join((start, rest)))
             size = device.next_packet_size
             vfio: VfioDeviceState | None = None
             if size >= VFIO_DEVICE_STATE.size:
@@ -71,7 +71,7 @@ def multifd_channel(name: str = "multifd", page_size: int = PAGE_BYTES) -> Synta
         else:
             rest = yield ram_rest
             assert rest is not None
-            buffer = bytes(start) + bytes(rest)
+            buffer = b"".join((start, rest))
             ram = MULTIFD_RAM.unpack(buffer)
             table = offsets.unpack_from(buffer, MULTIFD_RAM.size)
             normal = min(ram.normal_pages, page_count)

@@ -83,13 +83,16 @@ def ram_packet(
 
 def device_state_packet(idstr: str, instance_id: int, idx: int, size: int, *, config: bool = False) -> bytes:
     """The heads of a device-state packet that carries `size` bytes of a VFIO device's buffer `idx`."""
-    outer = MULTIFD_DEVICE_STATE.pack(
-        MultifdDeviceState(
-            idstr=_padded(idstr), instance_id=instance_id, next_packet_size=VFIO_DEVICE_STATE.size + size
-        )
-    )
     flags = VFIO_DEVICE_STATE_CONFIG if config else 0
-    return outer + VFIO_DEVICE_STATE.pack(VfioDeviceState(idx=idx, flags=flags))
+    inner = VFIO_DEVICE_STATE.pack(VfioDeviceState(idx=idx, flags=flags))
+    return _device_state_head(idstr, instance_id, len(inner) + size) + inner
+
+
+@lru_cache(maxsize=64)  # most buffers of a device have one size
+def _device_state_head(idstr: str, instance_id: int, size: int) -> bytes:
+    return MULTIFD_DEVICE_STATE.pack(
+        MultifdDeviceState(idstr=_padded(idstr), instance_id=instance_id, next_packet_size=size)
+    )
 
 
 @lru_cache(maxsize=64)
