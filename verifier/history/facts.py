@@ -363,7 +363,8 @@ class Facts:
             self.state_first_ns = seen.time_ns
 
     def _buffer_done(self, seen: Seen, item: BufferDone) -> None:
-        self.state_last_ns = seen.time_ns
+        # Connections are captured one beside the other: the last one read need not be the last in time.
+        self.state_last_ns = max(self.state_last_ns or 0, seen.time_ns)
         self.state_bytes += item.data_size
 
     def _vfio(self, seen: Seen, item: VfioItem) -> None:
