@@ -148,8 +148,8 @@ def test_a_record_that_cannot_be_written_does_not_hide_the_verdict(
 ) -> None:
     judge = check_path
 
-    def judge_and_lose_the_folder(folder: Path) -> Report:
-        report = judge(folder)
+    def judge_and_lose_the_folder(folder: Path, **watched: Any) -> Report:
+        report = judge(folder, **watched)
         (folder / "run.json").unlink()
         (folder / "run.json").mkdir()
         return report
@@ -173,7 +173,7 @@ def test_a_folder_that_takes_nothing_is_refused_before_the_run(tmp_path: Path) -
 
 
 def test_interrupted_while_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(_: Path) -> Report:
+    def press(_: Path, **_watched: Any) -> Report:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)  # again, impatiently: it must not disturb the tidying up
         raise AssertionError("it went on")

@@ -33,7 +33,7 @@ from verifier.history.facts import Facts
 from verifier.history.history import History
 from verifier.history.journals import is_journal, read_journal
 from verifier.history.merge import Lines
-from verifier.history.observation import Said
+from verifier.history.observation import Observation, Said
 from verifier.history.record import NAME, RecordError, RunRecord, read_record
 from verifier.history.traces import HEAD_BYTES, is_trace_log, read_traces
 from verifier.invariants import INVARIANTS
@@ -49,6 +49,9 @@ _DIGEST_PIECE = 1 << 24
 
 Path_ = str | PathLike[str]
 Invariants = Iterable[type[Invariant[Any]]]
+
+# Who else wants to hear of a migration that was found (a picture of it, say); None: nobody.
+Watch = Callable[[Facts], Callable[[Observation], None] | None]
 
 
 class Evidence(NamedTuple):
@@ -104,8 +107,8 @@ def check_each(paths: Sequence[Path_], jobs: int = 1) -> list[Report]:
                 worker.close()
 
 
-def check_path(path: Path_, invariants: Invariants = INVARIANTS) -> Report:
-    """Judge one capture, evidence folder, journal or trace log."""
+def check_path(path: Path_, invariants: Invariants = INVARIANTS, watch: Watch | None = None) -> Report:
+    """Judge one capture, evidence folder, journal or trace log. watch: who listens along."""
     where = Path(path)
     try:
         str(where).encode()
@@ -114,7 +117,7 @@ def check_path(path: Path_, invariants: Invariants = INVARIANTS) -> Report:
         return _unreadable(Path(shown), f"{shown}: its name is not UTF-8, so it cannot be reported on")
     try:
         evidence = evidence_of(where)
-        report = _judge(evidence, invariants, one_target=where.is_dir())
+        report = _judge(evidence, invariants, watch, one_target=where.is_dir())
     except OSError as error:
         return _unreadable(where, f"{where}: {error.strerror or error}")
     except VfmigError as error:
@@ -158,13 +161,28 @@ def _has_traces(path: Path) -> bool:
         return is_trace_log(file.read(HEAD_BYTES))
 
 
-def _judge(evidence: Evidence, invariants: Invariants, *, one_target: bool = False) -> Report:
+class _Both:
+    """A judge, and who listens along."""
+
+    def __init__(self, judge: Judge, listener: Callable[[Observation], None]) -> None:
+        self._judge = judge.on
+        self._listener = listener
+
+    def on(self, seen: Observation) -> None:
+        self._judge(seen)
+        self._listener(seen)
+
+
+def _judge(
+    evidence: Evidence, invariants: Invariants, watch: Watch | None, *, one_target: bool = False
+) -> Report:
     file = str(evidence.captures[0]) if evidence.captures else ""
     judges: dict[int, Judge] = {}
 
-    def make(facts: Facts) -> Judge:
-        judges[facts.number] = Judge(facts, file, invariants)
-        return judges[facts.number]
+    def make(facts: Facts) -> Judge | _Both:
+        judge = judges[facts.number] = Judge(facts, file, invariants)
+        listener = watch(facts) if watch is not None else None
+        return judge if listener is None else _Both(judge, listener)
 
     inputs: list[InputRow] = []
     lines, unknown = _lines(evidence, inputs)

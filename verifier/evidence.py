@@ -25,7 +25,7 @@ from mockdev.lab.migration import Cancel, Pair, run_migration
 from mockdev.lab.outcome import Outcome
 from mockdev.runtime.config import MigrationConfig
 from verifier.capture.sniff import Sniffer
-from verifier.check import check_path
+from verifier.check import Watch, check_path
 from verifier.guest_ram import GuestRamError, compare_dumps
 from verifier.history.record import GuestRam, PciState
 from verifier.invariants.reporting import standing_of
@@ -105,13 +105,14 @@ def run(
     *,
     sniff: str | None = None,
     pair: Pair | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Run the migration into `folder`, judge what it left there, and keep `run.json` there up to date.
 
     pair: who stands at the ends, by default endpoints of ours. sniff: the interface to capture on instead of
-    the endpoint's tap. Interrupted (SIGINT, SIGTERM, SIGHUP), it leaves the folder readable and raises
-    KeyboardInterrupt. FolderError: nothing can be written there at the start; later on that becomes part of
-    the report. BeginError: an endpoint could not begin.
+    the endpoint's tap. watch: who listens along while it is judged. Interrupted (SIGINT, SIGTERM, SIGHUP), it
+    leaves the folder readable and raises KeyboardInterrupt. FolderError: nothing can be written there at the
+    start; later on that becomes part of the report. BeginError: an endpoint could not begin.
     """
     record = _record(config, sniff, pair or Pair())
     why = _write(record, folder)
@@ -122,7 +123,7 @@ def run(
         _write(record, folder)  # whoever is killed while judging leaves the outcome
         on_progress("judging", 0, 0)
         assert record.outcome is not None
-        report = record.report = _judge(folder, record.outcome, complaints)
+        report = record.report = _judge(folder, record.outcome, complaints, watch)
     except BaseException:
         _write(record, folder)  # what is known; why it is no more is told by the exception
         raise
@@ -230,9 +231,9 @@ def _asking(cancel: Callable[[], None]) -> Iterator[list[int]]:
             signal.signal(number, old)
 
 
-def _judge(folder: Path, outcome: Outcome, complaints: list[str]) -> Report:
+def _judge(folder: Path, outcome: Outcome, complaints: list[str], watch: Watch | None) -> Report:
     """What the folder shows, and what the run itself knows of it."""
-    report = check_path(folder)
+    report = check_path(folder, watch=watch)
     report.outcome = outcome.outcome
     why = [Unknown(id="evidence", why=complaint) for complaint in complaints]
     for row in report.unreadable:  # our own evidence: not an input that somebody should have given
