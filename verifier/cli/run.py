@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from verifier.cli import INTERRUPTED
+from verifier.cli import ENVIRONMENT, HOLDS, INTERRUPTED
 from verifier.cli.options import machine, precopy, profile, qemu, state_size, target_qemu
 from verifier.cli.output import printing
 from verifier.cli.values import Size
@@ -134,6 +134,7 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
     from verifier.cli.progress import Progress
     from verifier.cli.room import check_room
     from verifier.report import text
+    from verifier.report.pages import PageError, Pages
     from verifier.verdict import merge
 
     _check_sniff(ctx, options)
@@ -145,12 +146,21 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
         raise click.UsageError(str(error)) from None
     check_room(config)
     reports = []
+    unwritten = HOLDS
     folders = evidence.new_folders(output, runs)
     for number, folder in enumerate(folders):
         this = msgspec.structs.replace(config, seed=config.seed + number)
+        pages = Pages()
         try:
             with Progress(sys.stderr, f"run {number + 1} of {runs}" if runs > 1 else "") as progress:
-                report = evidence.run(folder, this, progress.update, sniff=options["sniff"], pair=pair)
+                report = evidence.run(
+                    folder, this, progress.update, sniff=options["sniff"], pair=pair, watch=pages.watch
+                )
+                progress.update("writing the page", 0, 0)
+                pages.write(folder, report, str(folder), one_target=True)
+        except PageError as error:  # the verdict stands without it
+            click.echo(f"vfmig: {error}", err=True)
+            unwritten = ENVIRONMENT
         except KeyboardInterrupt:
             if sys.stderr.isatty():  # which has echoed ^C
                 click.echo(err=True)
@@ -165,7 +175,7 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
     if as_json:
         with printing():
             text.write_json(merged)
-    return merged.exit_code
+    return merged.exit_code or unwritten
 
 
 def _pair(options: dict[str, Any]) -> Pair:

@@ -215,11 +215,15 @@ _HEAD_FIELDS = ("flow", "kind", "event", "offset", "size", "time_ns", "t")
 def entry_text(entry: dict[str, Any]) -> str:
     """One line of `vfmig show`: flow, offset, size, kind, and what is not zero or empty of its fields."""
     name = entry.get("kind") or entry.get("event", "")
-    fields = [
-        f"{key.removeprefix('head.')}={_value(value)}" for key, value in entry.items() if _told(key, value)
-    ]
     head = f"{entry['flow']:<24} {entry.get('offset', ''):>12} {entry.get('size', ''):>9}  {name:<18}"
-    return plain(f"{head} {' '.join(fields)}".rstrip())
+    return plain(f"{head} {fields_text(entry)}".rstrip())
+
+
+def fields_text(entry: dict[str, Any]) -> str:
+    """What is not zero or empty of an entry's fields, as name=value."""
+    return " ".join(
+        f"{key.removeprefix('head.')}={_value(value)}" for key, value in entry.items() if _told(key, value)
+    )
 
 
 def _told(key: str, value: object) -> bool:
