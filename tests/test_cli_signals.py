@@ -23,6 +23,7 @@ VFMIG = [sys.executable, "-c", "from verifier.cli import main; main()", "run"]
 SLOW = ["--vfs", "1", "--state-size", "256MiB", "--channels", "2", "--ram", "1MiB", "--profile", "connectx7"]
 DEADLINE_S = 30.0
 EVIDENCE = {"run.json", "capture.pcapng", "source.jsonl", "target.jsonl", "source.log", "target.log"}
+EVIDENCE |= {"source.qmp.jsonl", "target.qmp.jsonl"}
 
 
 class Command:

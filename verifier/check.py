@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Judges captures, evidence folders, journals and trace logs: `check_path` one, `check_paths` any mix.
+"""Judges captures, evidence folders, journals and logs of QEMU: `check_path` one, `check_paths` any mix.
 
-An evidence folder is one input: its capture, its journals and QEMU's trace logs are put on one time line,
-with what its run.json says of the ends. Every other file is judged on its own. What cannot be read becomes
-an entry of the report, never an exception.
+An evidence folder is one input: its capture, its journals, and QEMU's trace logs and QMP events are put on
+one time line, with what its run.json says of the ends. Every other file is judged on its own. What cannot be
+read becomes an entry of the report, never an exception.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from verifier.history.history import History
 from verifier.history.journals import is_journal, read_journal
 from verifier.history.merge import Lines
 from verifier.history.observation import Observation, Said
+from verifier.history.qmp import is_qmp_log, read_events
 from verifier.history.record import NAME, RecordError, RunRecord, read_record
 from verifier.history.traces import HEAD_BYTES, is_trace_log, read_traces
 from verifier.invariants import INVARIANTS
@@ -45,6 +46,7 @@ from verifier.verdict import InputRow, Report, Unknown, merge
 CAPTURE_NAMES = ("capture.pcapng", "capture.pcapng.gz", "capture.pcapng.zst", "capture.pcap")
 JOURNAL_NAMES = ("source.jsonl", "target.jsonl")
 LOG_NAMES = ("source.log", "target.log")
+QMP_NAMES = ("source.qmp.jsonl", "target.qmp.jsonl")
 _DIGEST_PIECE = 1 << 24
 
 Path_ = str | PathLike[str]
@@ -55,7 +57,8 @@ Watch = Callable[[Facts], Callable[[Observation], None] | None]
 
 
 class Evidence(NamedTuple):
-    """What there is to judge. captures: none or one; logs: of trace events, by the end that wrote them.
+    """What there is to judge. captures: none or one; logs, events: of trace events, of QMP events, by the end
+    that wrote them.
 
     complaint: why there is no record, where there should be one; else "".
     """
@@ -63,6 +66,7 @@ class Evidence(NamedTuple):
     captures: list[Path]
     journals: list[Path]
     logs: dict[str, Path]
+    events: dict[str, Path]
     record: RunRecord | None = None
     complaint: str = ""
 
@@ -108,7 +112,7 @@ def check_each(paths: Sequence[Path_], jobs: int = 1) -> list[Report]:
 
 
 def check_path(path: Path_, invariants: Invariants = INVARIANTS, watch: Watch | None = None) -> Report:
-    """Judge one capture, evidence folder, journal or trace log. watch: who listens along."""
+    """Judge one capture, evidence folder, journal, trace log or QMP log. watch: who listens along."""
     where = Path(path)
     try:
         str(where).encode()
@@ -129,28 +133,31 @@ def check_path(path: Path_, invariants: Invariants = INVARIANTS, watch: Watch | 
 def evidence_of(path: Path) -> Evidence:
     """What there is to judge in a file or an evidence folder. CaptureError: nothing.
 
-    A file that is neither a journal nor a trace log counts as a capture.
+    A file that is neither a journal nor a log of QEMU's counts as a capture.
     """
     if path.is_dir():
         return _files_of(path)
     with open_file(path) as file:
         head = file.read(HEAD_BYTES)
+    if is_qmp_log(head):
+        return Evidence([], [], {}, {"": path})
     if is_journal(head):
-        return Evidence([], [path], {})
-    return Evidence([], [], {"": path}) if is_trace_log(head) else Evidence([path], [], {})
+        return Evidence([], [path], {}, {})
+    return Evidence([], [], {"": path}, {}) if is_trace_log(head) else Evidence([path], [], {}, {})
 
 
 def _files_of(folder: Path) -> Evidence:
     captures = [folder / name for name in CAPTURE_NAMES if (folder / name).is_file()]
     journals = [folder / name for name in JOURNAL_NAMES if (folder / name).is_file()]
     logs = {name.partition(".")[0]: folder / name for name in LOG_NAMES if _has_traces(folder / name)}
-    if not captures and not journals and not logs:
+    events = {name.partition(".")[0]: folder / name for name in QMP_NAMES if (folder / name).is_file()}
+    if not captures and not journals and not logs and not events:
         names = f"{CAPTURE_NAMES[0]}, {' or '.join(JOURNAL_NAMES)}"
         raise CaptureError(f"{folder} is a folder without {names}")
     try:
-        return Evidence(captures[:1], journals, logs, read_record(folder / NAME))
+        return Evidence(captures[:1], journals, logs, events, read_record(folder / NAME))
     except RecordError as error:
-        return Evidence(captures[:1], journals, logs, complaint=str(error))
+        return Evidence(captures[:1], journals, logs, events, complaint=str(error))
 
 
 def _has_traces(path: Path) -> bool:
@@ -229,6 +236,10 @@ def _lines(evidence: Evidence, inputs: list[InputRow]) -> tuple[Lines, list[Unkn
         row = InputRow(path=str(path), size=path.stat().st_size, digest=digest_of(path))
         inputs.append(row)
         readable.append(_tolerant(path, read_traces(path, role), "a trace log", row, unknown))
+    for role, path in evidence.events.items():
+        row = InputRow(path=str(path), size=path.stat().st_size, digest=digest_of(path))
+        inputs.append(row)
+        readable.append(_tolerant(path, read_events(path, role), "a QMP log", row, unknown))
     if evidence.complaint:
         unknown.append(Unknown(id="input", why=evidence.complaint))
     if evidence.record is not None:

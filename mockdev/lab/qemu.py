@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 import msgspec
-from qemu.qmp import ConnectError, ExecuteError, QMPClient
+from qemu.qmp import ConnectError, ExecuteError, QMPClient, Runstate
 
 import mockdev
 from mockdev.attach.config import AttachConfig
@@ -108,8 +108,8 @@ class Qemu:
     lend: mock devices for it, whose descriptors are named in `arguments` (its own command is not used); the
     process is then started by a supervisor, which does not outlive us, nor QEMU the supervisor. inside: words
     before the supervisor's command, to have both in a namespace, say. with_qtest: with a qtest socket, too.
-    Leaving the block ends the process (SIGKILL if it must be) and removes its folder. Source of the
-    protocol: QEMU docs/interop/qmp-spec.
+    events: a file for the events that QMP brings, one a line as QEMU sends them. Leaving the block ends the
+    process (SIGKILL if it must be) and removes its folder. Source: QEMU docs/interop/qmp-spec.
     """
 
     supervisor: ClassVar[Sequence[str]] = (sys.executable, "-m", "mockdev.attach.supervisor")
@@ -123,7 +123,10 @@ class Qemu:
         inside: Sequence[str] = (),
         *,
         with_qtest: bool = False,
+        events: Path | None = None,
     ) -> None:
+        self.events_lost = ""  # why not all events are in the file, "" when they are
+        self._events = events
         self._folder = tempfile.mkdtemp(prefix="vfmig-qemu-")
         self._socket = os.path.join(self._folder, "qmp")
         self._log = Path(self._folder, "log")
@@ -166,6 +169,8 @@ class Qemu:
             raise QemuError(f"QEMU refused {command} {named}: {error}") from None
         except Exception as error:
             raise self._failure(f"QMP broke off during {command}: {error}") from error
+        finally:
+            self._keep_events()
 
     def cpu_s(self) -> float:
         """CPU seconds the process has used, all threads."""
@@ -195,10 +200,27 @@ class Qemu:
             self._loop.run_until_complete(asyncio.wait_for(self._client.execute("quit"), _QUIT_S))
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_QUIT_S)
+        with contextlib.suppress(Exception):  # its last events
+            self._loop.run_until_complete(asyncio.wait_for(self._disconnected(), _QUIT_S))
         self.close()
         ended = self.ended
         assert ended is not None
         return ended
+
+    async def _disconnected(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+
+    def _keep_events(self) -> None:
+        """Put the events that have come into their file. A full disk ends the file, not the migration."""
+        came = self._client.events.clear()
+        if self._events is None or self.events_lost or not came:
+            return
+        try:
+            with self._events.open("ab") as file:
+                file.writelines(bytes(event).strip() + b"\n" for event in came)
+        except OSError as error:
+            self.events_lost = f"QMP's events could not be written: {error.strerror}"
 
     def _begin(self) -> subprocess.Popen[bytes]:
         with self._log.open("wb") as log:
@@ -299,6 +321,7 @@ class Qemu:
             return
         with contextlib.suppress(Exception):
             self._loop.run_until_complete(self._client.disconnect())
+        self._keep_events()
         self._loop.close()
         self._process.kill()
         self._process.wait()

@@ -45,7 +45,7 @@ _OVER = ("completed", "failed", "cancelled")
 class Vm(msgspec.Struct, frozen=True, kw_only=True):
     """A QEMU.
 
-    arguments: more of its command line. trace: write its trace log into the evidence folder.
+    arguments: more of its command line. trace: write its trace log and QMP's events into the evidence folder.
 
     paused: a target stays stopped until its RAM was dumped; see `End.dump`.
     """
@@ -187,6 +187,7 @@ class QemuEnd:
                 self._lend(),
                 self._inside,
                 with_qtest=self._vm.keep_state,
+                events=self._folder / f"{self._role}.qmp.jsonl" if self._vm.trace else None,
             ) as qemu:
                 self._qemu = qemu
                 status = self._migrate(qemu, version)
@@ -286,7 +287,7 @@ class QemuEnd:
         """What became of the VM on this side."""
         self._calls(qemu)
         common: dict[str, Any] = {"kind": "qemu", "version": version, "moved_bytes": _moved(self._info)}
-        common["complaint"] = self._complaint
+        common["complaint"] = self._complaint or qemu.events_lost
         if qemu.ended is not None:
             outcome = "killed" if self._killed else "crashed" if qemu.ended < 0 else "failed"
             said = _died(qemu, qemu.ended)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`vfmig show`: a capture, a journal, a trace log or an evidence folder, decoded to the last byte."""
+"""`vfmig show`: a capture, a journal, a log of QEMU's or an evidence folder, decoded to the last byte."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from verifier.cli.output import printing
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per frame, one a line.")
 def command(path: Path, as_json: bool) -> int:
-    """List every frame of a capture, journal or trace log in order of time, with offsets, sizes and fields.
+    """List every frame of a capture, journal, trace log or QMP log in order of time, with offsets, sizes and
+    fields.
 
-    Of an evidence folder: first its capture, then its journals and trace logs on one time line.
+    Of an evidence folder: first its capture, then its journals and logs on one time line.
     """
     from verifier.report import text
 
@@ -41,4 +42,4 @@ def _list(path: Path, emit: Callable[[dict[str, Any]], None]) -> None:
     evidence = evidence_of(path)
     for capture in evidence.captures:
         list_capture(capture, emit)
-    list_lines(evidence.journals, evidence.logs, emit)
+    list_lines(evidence.journals, evidence.logs, emit, evidence.events)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What became of the VM at each end, as far as that end, or who watched it, says.
 
-Three may speak of an end: the run's record, the journal of a mock endpoint, and QEMU's trace log; the first
-that does is believed. A supervisor's journal ends with its QEMU's exit, which tells nothing of the VM.
+Four may speak of an end: the run's record, the journal of a mock endpoint, QEMU's trace log, and its QMP
+events; the first that does is believed. A supervisor's journal ends with its QEMU's exit, which tells nothing
+of the VM.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mockdev.journal import End
-from verifier.history.observation import EndRecord, Said, StatusTrace, VmTrace
+from verifier.history.observation import EndRecord, QmpEvent, Said, StatusTrace, VmTrace
 
 _WATCHED = ("crashed", "killed")
 _FINAL = ("completed", "failed", "cancelled")
 _SHUTDOWN = "shutdown"
-TELLING = frozenset((End, EndRecord, StatusTrace, VmTrace))
+TELLING = frozenset((End, EndRecord, QmpEvent, StatusTrace, VmTrace))
 """The lines that may tell of an end."""
 
 
@@ -45,6 +46,8 @@ class Endings:
         self._ends: dict[str, Said] = {}
         self._status: dict[str, Said] = {}
         self._vm: dict[str, Said] = {}
+        self._qmp_status: dict[str, Said] = {}
+        self._qmp_vm: dict[str, Said] = {}
 
     def take(self, said: Said, *, supervised: bool) -> None:
         """A line that may tell of an end. supervised: a supervisor wrote this journal."""
@@ -58,6 +61,11 @@ class Endings:
             self._status[said.role] = said
         elif isinstance(line, VmTrace) and line.event == "vfio_vmstate_change" and line.reason != _SHUTDOWN:
             self._vm[said.role] = said
+        elif isinstance(line, QmpEvent):
+            if line.event == "MIGRATION":
+                self._qmp_status[said.role] = said
+            elif line.event in ("STOP", "RESUME"):
+                self._qmp_vm[said.role] = said
 
     def of(self, role: str) -> Ending | None:
         """How this end came out; None when nobody says."""
@@ -98,7 +106,7 @@ class Endings:
         end = self._ends.get(role)
         if end is not None and isinstance(end.line, End):
             return Ending(end.line.outcome, end.line.runs, "", (end,))
-        return self._by_log(role)
+        return self._by_log(role) or self._by_events(role)
 
     def _by_log(self, role: str) -> Ending | None:
         """From QEMU's own trace: its last status, and whether it started the VM after that or before."""
@@ -117,3 +125,16 @@ class Endings:
             runs = False
         said = (status,) if vm is None else (vm, status)
         return Ending(outcome, runs, "", said)
+
+    def _by_events(self, role: str) -> Ending | None:
+        """From QMP's events, in the same way. Who listened from later on has no RESUME of the VM's start."""
+        status, vm = self._qmp_status.get(role), self._qmp_vm.get(role)
+        if status is None or not isinstance(status.line, QmpEvent) or status.line.value not in _FINAL:
+            return None
+        outcome = status.line.value
+        if role == "target":
+            return Ending(outcome, outcome == "completed", "", (status,))
+        runs = None if outcome != "completed" else False
+        if vm is not None and isinstance(vm.line, QmpEvent) and vm.line.event == "RESUME":
+            runs = True
+        return Ending(outcome, runs, "", (status,) if vm is None else (vm, status))

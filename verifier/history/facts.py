@@ -29,6 +29,7 @@ from verifier.history.endings import TELLING, Endings
 from verifier.history.image import Image
 from verifier.history.observation import (
     JOURNAL,
+    QMP_LOG,
     TRACE_LOG,
     Broken,
     BufferDone,
@@ -246,6 +247,8 @@ class Facts:
             self.logs.add(role)
             self.log_lines += 1
             self._trace(role, line)
+        elif seen.where == QMP_LOG:
+            self.log_lines += 1
 
     def join(self, lane: Lane) -> None:
         """A flow of this migration."""

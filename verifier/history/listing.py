@@ -34,6 +34,7 @@ from verifier.history.history import History
 from verifier.history.journals import read_journal
 from verifier.history.merge import Lines
 from verifier.history.observation import Broken, Observation, Said, Seen, text
+from verifier.history.qmp import read_events
 from verifier.history.traces import read_traces
 
 Entry = dict[str, Any]
@@ -79,14 +80,16 @@ def list_lines(
     journals: Iterable[str | PathLike[str]],
     logs: Mapping[str, str | PathLike[str]],
     emit: Callable[[Entry], None],
+    events: Mapping[str, str | PathLike[str]] | None = None,
 ) -> None:
-    """Call `emit` with an entry for every line of some journals and trace logs, by time.
+    """Call `emit` with an entry for every line of some journals, trace logs and QMP logs, by time.
 
-    logs: by the end that wrote them, "" where only the log itself can tell. A log without times comes first.
-    Errors as list_journals.
+    logs, events: trace logs, QMP logs by the end that wrote them, "" where only the log itself can tell. A
+    log without times comes first. Errors as list_journals.
     """
     readers = [_some(Path(path)) for path in journals]
     readers += [read_traces(Path(path), role) for role, path in logs.items()]
+    readers += [read_events(Path(path), role) for role, path in (events or {}).items()]
     for said in Lines(readers).rest():
         line = said.line
         fields = msgspec.to_builtins(line) if isinstance(line, Line) else line._asdict()

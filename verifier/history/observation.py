@@ -17,6 +17,7 @@ from verifier.capture.flows import Lane
 
 JOURNAL = "journal"
 TRACE_LOG = "trace log"
+QMP_LOG = "QMP log"
 RUN_RECORD = "run record"
 
 
@@ -168,6 +169,17 @@ class OtherTrace(NamedTuple):
 Trace = PacketTrace | ThreadTrace | LoadTrace | StatusTrace | VmTrace | OtherTrace
 
 
+class QmpEvent(NamedTuple):
+    """An event that a QEMU sent over QMP. t: QEMU's own time stamp. value: of MIGRATION the status, else "".
+
+    Source: QEMU qapi/migration.json, qapi/run-state.json
+    """
+
+    t: int
+    event: str
+    value: str
+
+
 class EndRecord(NamedTuple):
     """How one end came out, as run.json says. t: later than anything.
 
@@ -183,11 +195,11 @@ class EndRecord(NamedTuple):
 class Said(msgspec.Struct, frozen=True):
     """A line by somebody. role: source or target; file, offset, size: where it stands.
 
-    where: JOURNAL, TRACE_LOG or RUN_RECORD.
+    where: JOURNAL, TRACE_LOG, QMP_LOG or RUN_RECORD.
     """
 
     role: str
-    line: AnyLine | Trace | EndRecord
+    line: AnyLine | Trace | QmpEvent | EndRecord
     file: str
     offset: int
     size: int

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """OC: what became of the VM. In the end one side can run it, and only one.
 
-Who says so: the run's record, the journals of mock endpoints, or the QEMUs' own trace logs (`endings`). A run
+Who says so: the run's record, the journals of mock endpoints, or the QEMUs' own logs (`endings`). A run
 that hung, or whose source crashed, is not judged: of one that was killed nobody knows what it would have
 done, and a source that dies takes its VM along whatever the migration does. A target that crashed runs
 nothing; where the source has given the VM up by then, it is lost.
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from mockdev.journal import End
 from verifier.history.endings import Ending
 from verifier.history.facts import Facts
-from verifier.history.observation import EndRecord, Said, StatusTrace, VmTrace
+from verifier.history.observation import EndRecord, QmpEvent, Said, StatusTrace, VmTrace
 from verifier.invariants.passport import (
     MIGRATION,
     Finding,
@@ -25,13 +25,13 @@ from verifier.invariants.passport import (
     qemu,
 )
 
-Word = End | EndRecord | StatusTrace | VmTrace
+Word = End | EndRecord | StatusTrace | VmTrace | QmpEvent
 
 
 class _AtBothEnds(Invariant[Word]):
     """Judged once all is said."""
 
-    kinds = (End, EndRecord, StatusTrace, VmTrace)
+    kinds = (End, EndRecord, StatusTrace, VmTrace, QmpEvent)
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
