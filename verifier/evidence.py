@@ -64,6 +64,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     machine: dict[str, Any]
     outcome: Outcome | None = None
     struck: list[str] = []
+    called_off: bool = False
     guest_ram: GuestRam | None = None
     pci: PciState | None = None
     report: Report | None = None
@@ -159,6 +160,7 @@ def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, rec
                 raise KeyboardInterrupt from None
             raise
     try:
+        record.called_off = bool(asked)
         if asked:
             raise KeyboardInterrupt
         record.guest_ram = _guest_ram(folder)

@@ -7,6 +7,7 @@ the craft of it. CANARIES maps ids to edits.
 
 from __future__ import annotations
 
+from tests.canaries.agreements import AGREEMENTS
 from tests.canaries.connections import CONNECTIONS
 from tests.canaries.device_state import DEVICE_STATE
 from tests.canaries.edits import Edit
@@ -24,4 +25,5 @@ CANARIES: dict[str, Edit] = {
     **SWITCHOVER,
     **ENDPOINTS,
     **LENT,
+    **AGREEMENTS,
 }

@@ -67,6 +67,7 @@ def both_run(s: Script) -> None:
 
 def sides_differ(s: Script) -> None:
     s.edit("target", End, outcome="failed")
+    s.patch("shut", -1, b"\1")
 
 
 def nobody_runs(s: Script) -> None:

@@ -6,15 +6,30 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from mockdev.journal import AnyLine, Begin, End, Loaded, Mark, Read, Received, Saved, Sent, State, Wrote
+from mockdev.journal import (
+    AnyLine,
+    Begin,
+    Connected,
+    End,
+    Image,
+    Loaded,
+    Mark,
+    Read,
+    Received,
+    Saved,
+    Sent,
+    State,
+    Wrote,
+)
 from mockdev.wire.structs import MULTIFD_RAM
 from tests.canaries.edits import Edit
 from tests.canaries.script import BUFFERS, DEVICES, START_NS, STEP_NS, Script
 
 NAMES = ("VFIO_FD10001", "VFIO_FD10002")
-_BUFFERLESS = (Saved, Sent, Received, Loaded, Mark)
+_BUFFERLESS = (Saved, Sent, Received, Loaded, Mark, Connected)
 
 
 def lend(s: Script, *roles: str) -> None:
@@ -23,6 +38,7 @@ def lend(s: Script, *roles: str) -> None:
     for role in roles:
         s.lines[role] = _supervised(s.lines[role])
         s.logs[role] = _log(s, role)
+        s.events[role] = _events(s, role)
     s.record = {
         "seed": 7,
         "arguments": {},
@@ -43,6 +59,7 @@ def _supervised(lines: list[AnyLine]) -> list[AnyLine]:
     """Reads and writes where the endpoint told of buffers; an end that knows nothing of the VM."""
     out: list[AnyLine] = []
     passed = dict.fromkeys(DEVICES, 0)
+    saves = any(isinstance(line, Saved) for line in lines)
     for line in lines:
         if isinstance(line, Saved | Loaded) and not line.config:
             kind = Read if isinstance(line, Saved) else Wrote
@@ -53,13 +70,36 @@ def _supervised(lines: list[AnyLine]) -> list[AnyLine]:
         elif isinstance(line, End):
             out.append(End(t=line.t, outcome="completed", runs=False))
         elif not isinstance(line, _BUFFERLESS):
+            if isinstance(line, Image) and saves:
+                out.append(Read(t=line.t, device=line.device, offset=passed[line.device], size=0))
             out.append(line)
     return out
 
 
+def _events(s: Script, role: str) -> list[str]:
+    """What one QEMU sends over QMP: the target's VM was kept stopped, and is then resumed."""
+    switch, last = s.find("switchover").time_ns - STEP_NS, s.now_ns + STEP_NS
+    told = [(START_NS, "MIGRATION", "setup"), (START_NS, "MIGRATION", "active")]
+    if role == "source":
+        told += [(START_NS, "MIGRATION_PASS", ""), (switch, "STOP", ""), (switch, "MIGRATION", "device")]
+    told.append((last, "MIGRATION", "completed"))
+    if role == "target":
+        told.append((last, "RESUME", ""))
+    told.append((last + STEP_NS, "SHUTDOWN", ""))
+    return [qmp(ns, event, status) for ns, event, status in told]
+
+
+def qmp(time_ns: int, event: str, status: str = "") -> str:
+    """An event of QMP."""
+    time = {"seconds": time_ns // 10**9, "microseconds": time_ns % 10**9 // 1000}
+    data = {"data": {"status": status}} if status else {}
+    return json.dumps({"timestamp": time, "event": event} | data)
+
+
 def _log(s: Script, role: str) -> list[str]:
     """What one QEMU traces of it."""
-    events: list[tuple[int, str]] = [(START_NS, "migrate_set_state new state setup")]
+    state = "migrate_set_state new state"
+    events: list[tuple[int, str]] = [(START_NS, f"{state} setup"), (START_NS, f"{state} active")]
     verb, fill = ("send", "multifd_send_fill") if role == "source" else ("recv", "multifd_recv_unfill")
     counts = dict.fromkeys(("0", "1"), 0)
     for piece in s.pieces:
@@ -79,12 +119,16 @@ def _log(s: Script, role: str) -> list[str]:
     last = s.now_ns
     for channel, count in counts.items():
         events.append((last, f"multifd_{verb}_thread_end channel {channel} packets {count}"))
-    running = int(role == "target")
-    for name in NAMES:
-        events.append(
-            (last, f"vfio_vmstate_change  ({name}) running {running} reason running device state RUNNING")
-        )
-    events.append((last + STEP_NS, "migrate_set_state new state completed"))
+    if role == "source":
+        switch = s.find("switchover").time_ns - STEP_NS
+        stopped = "running 0 reason finish-migrate device state STOP"
+        stops = [(switch, f"vfio_vmstate_change  ({name}) {stopped}") for name in NAMES]
+        events += [*stops, (switch, f"{state} device")]
+        events.sort(key=lambda event: event[0])
+    else:
+        runs = "running 1 reason running device state RUNNING"
+        events += [(last, f"vfio_vmstate_change  ({name}) {runs}") for name in NAMES]
+    events.append((last + STEP_NS, f"{state} completed"))
     return [f"4711@{ns // 10**9}.{ns % 10**9 // 1000:06}:{text} " for ns, text in events]
 
 
@@ -141,6 +185,7 @@ def read_less(s: Script) -> None:
     lend(s)
     for role, kind in (("source", Read), ("target", Wrote)):
         s.edit(role, kind, where={"device": DEVICES[1], "offset": 40}, size=39)
+    s.edit("source", Read, where={"device": DEVICES[1], "size": 0}, offset=79)
 
 
 def ram_differs(s: Script) -> None:

@@ -82,6 +82,7 @@ def bad_zlib(s: Script) -> None:
         for part in ("start", "end", "full"):
             s.drop(f"vf{device}.{part}")
     s.drop("vf0.part")
+    s.drop("vf0.sent")
     s.find("eof").data = writer.end_of_stream([writer.globalstate_description()])
     for label, numbers in (("ram0", (0, 1)), ("ram1", (3,)), ("ram2", (1,))):
         piece = s.find(label)

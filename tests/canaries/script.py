@@ -17,6 +17,7 @@ import xxhash
 from mockdev.journal import (
     AnyLine,
     Begin,
+    Connected,
     End,
     Image,
     Journal,
@@ -31,7 +32,7 @@ from mockdev.journal import (
 from mockdev.runtime.pcap_writer import PcapngWriter, Tap
 from mockdev.vfio.mlx5_stream import image_header, stop_copy_size_record
 from mockdev.wire import writer
-from mockdev.wire.structs import Command, RamFlag, Tag, VfioTag
+from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
 
 UUID = bytes(range(1, 17))
 UUID_TEXT = "01020304-0506-0708-090a-0b0c0d0e0f10"
@@ -44,6 +45,14 @@ BUFFERS = (3, 2)  # multifd data buffers of each device
 PRECOPY = 48  # bytes of the first device before the stop
 BUFFER = 40
 CONFIG = bytes(range(200, 232))
+CONFIGURED: dict[str, Any] = {
+    "peer": "mock",
+    "channels": 2,
+    "transfer": "multifd",
+    "ram_bytes": RAM_BYTES,
+    "zero_pages": "multifd",
+    "idle_timeout_s": 30.0,
+}
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 1_000_000
 MAIN, BACK = "main", "back"
@@ -63,13 +72,18 @@ class Piece:
 
 @dataclass
 class Script:
-    """A migration. ends: how each connection is closed ("fin", "rst", "cut"), by `where`; default fin."""
+    """A migration. ends: how each connection is closed ("fin", "rst", "cut"), by `where`; default fin.
+
+    closed_ns: when, where not after everything else.
+    """
 
     pieces: list[Piece] = field(default_factory=list)
     lines: dict[str, list[AnyLine]] = field(default_factory=dict)
     logs: dict[str, list[str]] = field(default_factory=dict)  # of QEMU's trace events
+    events: dict[str, list[str]] = field(default_factory=dict)  # of QMP
     record: dict[str, Any] = field(default_factory=dict)  # run.json
     ends: dict[str, str] = field(default_factory=dict)
+    closed_ns: dict[str, int] = field(default_factory=dict)
     port: int = 4444
     now_ns: int = START_NS
 
@@ -155,7 +169,7 @@ class Script:
         for where, tap in taps.items():
             kind = self.ends.get(where, "fin")
             if kind != "cut":
-                tap.close(self.now_ns + STEP_NS, reset=kind == "rst")
+                tap.close(self.closed_ns.get(where, self.now_ns + STEP_NS), reset=kind == "rst")
 
     def write_folder(self, folder: Path) -> None:
         """As an evidence folder: the capture, if there are pieces, the journals, logs and record."""
@@ -167,8 +181,9 @@ class Script:
             for line in lines:
                 journal.write(line)
             journal.close()
-        for role, log in self.logs.items():
-            (folder / f"{role}.log").write_text("".join(f"{line}\n" for line in log))
+        for name, logs in (("log", self.logs), ("qmp.jsonl", self.events)):
+            for role, log in logs.items():
+                (folder / f"{role}.{name}").write_text("".join(f"{line}\n" for line in log))
         if self.record:
             (folder / "run.json").write_bytes(msgspec.json.encode(self.record))
 
@@ -231,7 +246,9 @@ def good(*, journals: bool = True) -> Script:
     s = Script()
     if journals:
         for role in ("source", "target"):
-            s.say(role, Begin, role=role, uuid=UUID_TEXT, queue_cap=1000, config={"channels": 2})
+            s.say(role, Begin, role=role, uuid=UUID_TEXT, queue_cap=1000, config=dict(CONFIGURED))
+            for name in ("main", "0", "1"):
+                s.say(role, Connected, channel=name, local="", peer="")
     end = writer.vfio_tag(VfioTag.END_OF_STATE)
     eos, flush = writer.ram_mark(RamFlag.EOS), writer.ram_mark(RamFlag.MULTIFD_FLUSH)
     s.add("header", MAIN, writer.stream_header())
@@ -272,6 +289,11 @@ def good(*, journals: bool = True) -> Script:
             "target", Received, device=DEVICES[0], idx=-1, size=PRECOPY, channel="main", queued_bytes=PRECOPY
         )
         s.say("target", Loaded, device=DEVICES[0], idx=-1, size=PRECOPY, queued_bytes=0)
+    sent = writer.vfio_tag(VfioTag.DEV_INIT_DATA_SENT)
+    s.add("vf0.sent", MAIN, _section(Tag.SECTION_PART, 3, sent))
+    s.add("ack", BACK, writer.return_path_message(ReturnPath.SWITCHOVER_ACK))
+    if journals:
+        s.say("source", Mark, name="switchover-ack")
         s.say("source", Mark, name="stop")
         s.say("source", State, device=DEVICES[0], old="PRE_COPY", new="PRE_COPY_P2P")
         s.say("source", State, device=DEVICES[1], old="RUNNING", new="RUNNING_P2P")
@@ -280,6 +302,8 @@ def good(*, journals: bool = True) -> Script:
         s.say("source", State, device=DEVICES[1], old="STOP", new="STOP_COPY")
         s.say("source", Mark, name="switchover-start")
     s.add("switchover", MAIN, writer.command(Command.SWITCHOVER_START))
+    if journals:
+        s.say("target", Mark, name="switchover-start")
     _device_buffers(s, journals)
     s.add("ram2", "0", writer.ram_packet(6, "pc.ram", [PAGE], []), pages(1))
     for channel in (0, 1):
@@ -322,12 +346,17 @@ def _farewell(s: Script, journals: bool) -> None:
             config = "xxh3-128:" + xxhash.xxh3_128_hexdigest(CONFIG)
             for role in ("source", "target"):
                 s.say(role, Image, device=name, size=len(whole), digest=digest, config_digest=config)
+        s.say("target", Mark, name="end-of-stream")
+        for name in DEVICES:
             s.say("target", State, device=name, old="RESUMING", new="STOP")
             s.say("target", State, device=name, old="STOP", new="RUNNING_P2P")
+        for name in DEVICES:
             s.say("target", State, device=name, old="RUNNING_P2P", new="RUNNING")
         s.say("target", Mark, name="resume")
+        s.say("target", Mark, name="shut")
     s.add("shut", BACK, writer.shut(0))
     if journals:
+        s.say("source", Mark, name="shut")
         for name in DEVICES:
             s.say("target", Verified, device=name, equal=True)
             s.say("source", State, device=name, old="STOP_COPY", new="STOP")

@@ -64,6 +64,7 @@ def pong_alone(s: Script) -> None:
 
 
 def after_shut(s: Script) -> None:
+    s.drop("ack")
     s.find("shut").data += writer.return_path_message(ReturnPath.SWITCHOVER_ACK)
 
 

@@ -18,6 +18,7 @@ from mockdev.wire.frames import (
     DeviceStateFrame,
     Frame,
     InitFrame,
+    OpaqueItem,
     Payload,
     RamFrame,
     Syntax,
@@ -45,6 +46,7 @@ from verifier.history.observation import (
     Hole,
     PagesDone,
     Seen,
+    StateDone,
     device_of,
 )
 
@@ -53,7 +55,10 @@ UNDECIDED_BYTES_MAX = 1 << 16
 _SMALL_PEEK = 1 << 16
 _EDGE = 8  # bytes of either end of a config buffer that an observation carries
 
-Payloaded = DeviceStateFrame | RamFrame | VfioItem
+_GLOBAL_STATE = "globalstate"
+_GLOBAL_STATE_BYTES_MAX = 256  # 104 in every release
+
+Payloaded = DeviceStateFrame | RamFrame | VfioItem | OpaqueItem
 
 
 class FlowDecoder:
@@ -271,6 +276,8 @@ class FlowDecoder:
             device = self._device = device_of(frame)
         elif type(frame) is InitFrame:
             self.lane.channel = frame.head.id
+        elif type(frame) is OpaqueItem and frame.idstr == _GLOBAL_STATE:
+            self._frame = frame if 0 < frame.size <= _GLOBAL_STATE_BYTES_MAX else None
         self._observe(Seen(self.lane, self._time_ns, frame, device))
         if type(frame) is DeviceStateFrame and not frame.payload_size:
             self._frame_done(frame)
@@ -319,6 +326,11 @@ class FlowDecoder:
             self._buffer_done(frame, whole)
         elif type(frame) is RamFrame:
             self._inflate(frame, whole)
+        elif isinstance(frame, OpaqueItem):
+            if whole:
+                flat = iter(self._kept)
+                data = b"".join(self._data[a:b] for a, b in zip(flat, flat, strict=True))
+                self._emit(StateDone(frame.offset, frame.size, data))
         elif frame.tag == VfioTag.DEV_DATA_STATE:
             self._image(self.lane, self._device).block(self._kept, frame.data_size, whole)
 

@@ -72,12 +72,12 @@ class Endings:
         record = self._records.get(role)
         if record is not None and isinstance(record.line, EndRecord):
             line = record.line
-            own = self._own_word(role)
+            own = self.own_word(role)
             took_over = own is not None and own.outcome == "completed"
             sure = line.outcome != "killed" and not (line.outcome == "crashed" and took_over)
             said = (record,) if own is None else (record, *own.said)
             return Ending(line.outcome, line.runs if sure else None, line.error, said)
-        return self._own_word(role)
+        return self.own_word(role)
 
     @property
     def outcome(self) -> str | None:
@@ -101,8 +101,8 @@ class Endings:
             return "split-brain" if source.runs else "lost"
         return "cancelled" if "cancelled" in ends else "failed-clean"
 
-    def _own_word(self, role: str) -> Ending | None:
-        """What the end itself wrote, in its journal or its log."""
+    def own_word(self, role: str) -> Ending | None:
+        """What the end itself wrote, in its journal or a log."""
         end = self._ends.get(role)
         if end is not None and isinstance(end.line, End):
             return Ending(end.line.outcome, end.line.runs, "", (end,))

@@ -201,6 +201,12 @@ class Facts:
         return bool(self.struck or (self.record is not None and self.record.struck))
 
     @property
+    def disturbed(self) -> bool:
+        """Whether a fault was asked for or struck, or the run was called off: an end may then do anything."""
+        record = self.record
+        return bool(self.struck or (record is not None and (record.faults or record.called_off)))
+
+    @property
     def failed_as_injected(self) -> bool:
         """Whether the migration failed because it was made to, and left the VM where it was.
 

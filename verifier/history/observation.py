@@ -38,6 +38,14 @@ class BufferDone(msgspec.Struct, frozen=True):
     whole: bool
 
 
+class StateDone(msgspec.Struct, frozen=True):
+    """The payload of the section "globalstate" came whole: what the VM was doing when it was saved."""
+
+    offset: int
+    size: int
+    data: bytes
+
+
 class PagesDone(msgspec.Struct, frozen=True):
     """The compressed page data of a RAM packet was inflated. problem: why it could not be, or ""."""
 
@@ -81,7 +89,7 @@ class FlowEnd(msgspec.Struct, frozen=True):
     inside: str
 
 
-Event = Frame | BufferDone | PagesDone | Broken | Hole | Answered | FlowEnd
+Event = Frame | BufferDone | StateDone | PagesDone | Broken | Hole | Answered | FlowEnd
 
 
 class Place(msgspec.Struct, frozen=True):

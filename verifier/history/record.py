@@ -2,7 +2,8 @@
 """What a run says of itself in `run.json`, as far as a verdict needs it: `vfmig.run/1`.
 
     {"seed": 5,
-     "arguments": {"faults": ["target.vf0.load:eio@2MiB"], ...},
+     "arguments": {"faults": ["target.vf0.load:eio@2MiB"], "channels": 6, "transfer": "multifd", ...},
+     "called_off": false,
      "struck": ["target.vf0.load:eio@2MiB"],
      "guest_ram": {"equal": false, "pages": 4096, "difference": "3 pages from 0x1000 on"},
      "pci": {"equal": true, "devices": 2, "difference": ""},
@@ -40,6 +41,8 @@ class RecordError(VfmigError):
 
 class _Arguments(msgspec.Struct):
     faults: list[str] = []
+    channels: int | None = None
+    transfer: str | None = None
 
 
 class _End(msgspec.Struct):
@@ -88,6 +91,7 @@ class _Record(msgspec.Struct):
     seed: int | None = None
     arguments: _Arguments = msgspec.field(default_factory=_Arguments)
     struck: list[str] = []
+    called_off: bool = False
     guest_ram: GuestRam | None = None
     pci: PciState | None = None
     outcome: _Outcome | None = None
@@ -97,13 +101,17 @@ class RunRecord:
     """A run.json that was read. ends: what it says of each end, for the time line; endpoints: what each was.
 
     downtime_ms: of the run, else what a QEMU at the source says. faults: those asked for; struck: those that
-    are known to have taken effect.
+    are known to have taken effect. channels, transfer: what both ends were set up with, None: not said.
+    called_off: its user ended it.
     """
 
     def __init__(self, path: Path, size: int, record: _Record) -> None:
         self.seed = record.seed
         self.faults = tuple(record.arguments.faults[:_FAULTS_MAX])
         self.struck = tuple(record.struck[:_FAULTS_MAX])
+        self.channels = record.arguments.channels
+        self.transfer = record.arguments.transfer
+        self.called_off = record.called_off
         self.guest_ram = record.guest_ram
         self.pci = record.pci
         self.outcome: str | None = None

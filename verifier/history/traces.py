@@ -33,7 +33,9 @@ HEAD_BYTES = 1 << 16  # in which a log must have its first event
 _TEXT_MAX = 200
 
 # A message that another thread was printing may stand before an event, on its line.
-_FAMILIES = rb"(?:vfio|iommufd|multifd|migrate|migration|savevm|loadvm|postcopy|ram|vmstate|qemu|vm|runstate)"
+_FAMILIES = (
+    rb"(?:vfio|iommufd|multifd|migrate|migration|savevm|loadvm|source|postcopy|ram|vmstate|qemu|vm|runstate)"
+)
 _ISO = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z"
 _LINE = re.compile(
     rb"^(?:.*?\d{1,10}@(?P<s>\d{1,12})\.(?P<us>\d{6}):(?P<timed>[a-z]\w*)"

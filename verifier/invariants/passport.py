@@ -84,6 +84,14 @@ def _side_traced(said: Said) -> Hashable:
     return said.role, said.line.name  # type: ignore[union-attr]
 
 
+def _side(said: Said) -> Hashable:
+    return said.role
+
+
+def _side_log(said: Said) -> Hashable:
+    return said.role, said.where
+
+
 def _channel_number(seen: Observation) -> Hashable:
     number = seen.lane.channel if type(seen) is Seen else seen.line.channel  # type: ignore[union-attr]
     return f"channel {number}"
@@ -99,6 +107,8 @@ CHANNEL = Scope("channel", _lane)
 DEVICE = Scope("device", _any_device)
 DEVICE_ON_CHANNEL = Scope("device on one channel", _device_on_channel)
 SIDE_DEVICE = Scope("device at one end", _side_device)
+SIDE = Scope("one end", _side)
+SIDE_LOG = Scope("one log of one end", _side_log)
 SIDE_TRACED = Scope("device in one trace log", _side_traced)
 CHANNEL_NUMBER = Scope("channel, in capture and logs", _channel_number)
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from mockdev.wire.frames import HeaderItem, InitFrame
-from mockdev.wire.structs import CHANNELS_MAX, MULTIFD_INIT
+from mockdev.wire.frames import HeaderItem, InitFrame, RamRecordItem
+from mockdev.wire.structs import CHANNELS_MAX, MULTIFD_INIT, RamFlag
 from verifier.capture.flows import Role
 from verifier.history.facts import Facts
 from verifier.history.observation import Answered, Broken, FlowEnd, Seen
@@ -22,6 +22,7 @@ from verifier.invariants.passport import (
     Severity,
     qemu,
 )
+from verifier.invariants.return_path import SLACK_NS
 
 _UUID = re.compile("[0-9a-fA-F]{32}")
 
@@ -180,4 +181,43 @@ class OneWay(Invariant[FlowEnd | Answered]):
             yield Finding("the target sent bytes on a multifd connection", (seen,))
 
 
-SETUP = (OneMainChannel, InitPacket, ChannelIds, SameUuid, InitReserved, OneWay)
+class InitsFirst(Invariant[InitFrame | RamRecordItem]):
+    """Sound: FLUSH is written after every channel's init packet, and so little is sent before it on a channel
+    that no peer's slowness holds it back; 1 s is left to the capture and to a segment that had to be sent
+    again.
+
+    Misses: a channel that is late by less than the slack, or that never comes (CH-2).
+    """
+
+    passport = Passport(
+        "CH-8",
+        "The init packets of all multifd channels come before the first MULTIFD_FLUSH on the main channel "
+        "(judged by capture time, with 1 s of slack).",
+        Severity.STALLS,
+        qemu("migration/multifd.c, migration/ram.c", "multifd_send_setup, ram_save_setup"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (InitFrame, RamRecordItem)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.flush: Seen | None = None
+        self.last: Seen | None = None
+
+    def on(self, seen: Seen, event: InitFrame | RamRecordItem) -> Iterator[Finding]:
+        if isinstance(event, InitFrame):
+            if self.last is None or seen.time_ns > self.last.time_ns:
+                self.last = seen
+        elif self.flush is None and event.flags == RamFlag.MULTIFD_FLUSH:
+            self.flush = seen
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.flush is None or self.last is None:
+            self.exercised = False
+        elif self.last.time_ns - self.flush.time_ns > SLACK_NS:
+            yield Finding("a channel introduces itself after the first FLUSH", (self.flush, self.last))
+
+
+SETUP = (OneMainChannel, InitPacket, ChannelIds, SameUuid, InitReserved, OneWay, InitsFirst)

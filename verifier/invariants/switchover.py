@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mockdev.wire.frames import CommandItem, SectionItem, VfioItem
 from mockdev.wire.structs import Command, Tag, VfioTag
 from verifier.history.facts import Facts
-from verifier.history.observation import Seen
+from verifier.history.observation import Seen, StateDone
 from verifier.invariants.passport import (
     DEVICE,
     MIGRATION,
@@ -18,6 +18,12 @@ from verifier.invariants.passport import (
     Passport,
     Severity,
     qemu,
+)
+
+_RUN_STATE_BYTES = 32
+_RUN_STATES = frozenset(
+    b"debug inmigrate internal-error io-error paused postmigrate prelaunch finish-migrate restore-vm running "
+    b"save-vm shutdown suspended watchdog guest-panicked colo preconfig".split()
 )
 
 
@@ -176,10 +182,37 @@ class ConfigLoadReady(Invariant[VfioItem]):
         self.first = self.first or seen
 
 
+class KnownRunState(Invariant[StateDone]):
+    """Sound: the list is QAPI's RunState as of 11.1, to which releases have only added; a name that is not in
+    it is refused by all of them.
+
+    Misses: a known name that is not what the VM was doing; the ends' QMP events would tell (STOP, RESUME).
+    """
+
+    passport = Passport(
+        "SM-7",
+        "The run state in the section globalstate is one that QEMU knows, and its length is said rightly.",
+        Severity.ABORTS,
+        qemu("migration/global_state.c, qapi/run-state.json", "global_state_post_load, RunState"),
+        MIGRATION,
+        (Need.MAIN,),
+    )
+    kinds = (StateDone,)
+
+    def on(self, seen: Seen, event: StateDone) -> Iterator[Finding]:
+        size, field = int.from_bytes(event.data[:4], "big"), event.data[4 : 4 + _RUN_STATE_BYTES]
+        name = field.partition(b"\0")[0]
+        if name not in _RUN_STATES:
+            yield Finding(f"the run state is {name.decode('ascii', 'backslashreplace')!r}", (seen,))
+        elif size != len(name) + 1:
+            yield Finding(f"the run state {name.decode()!r} has its length as {size}", (seen,))
+
+
 SWITCHOVER = (
     SwitchoverOnce,
     SwitchoverPlace,
     IterablesFirst,
     InitDataOnce,
     ConfigLoadReady,
+    KnownRunState,
 )
