@@ -13,6 +13,8 @@ from mockdev.wire.dialect import DIALECTS
 from mockdev.wire.layout import Layout
 from mockdev.wire.structs import LAYOUTS
 from verifier.invariants import INVARIANTS
+from verifier.invariants.passport import limits
+from verifier.invariants.unjudged import UNJUDGED
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by `make docs` from the code; edits here are lost. -->\n"
@@ -70,11 +72,19 @@ def catalogue() -> str:
     """The page on invariants."""
     said = [i.passport for i in INVARIANTS]
     rows = [(p.id, p.statement, p.severity.value, p.scope.name, str(p.source)) for p in said]
+    bounds = [(i.passport.id, *limits(i)) for i in INVARIANTS]
     return (
         NOTE
         + f"\n# The {len(INVARIANTS)} invariants\n\n"
-        + "What `vfmig check` holds a migration to. `vfmig catalogue` prints the same.\n\n"
+        + "What `vfmig check` holds a migration to. `vfmig catalogue` prints the same, and of single ones "
+        + "(`vfmig catalogue DS-10`) the second table, too.\n\n"
         + _table(("id", "statement", "a break", "scope", "source"), rows)
+        + "\n## How far each is to be believed\n\n"
+        + "Sound: why a violation accuses nobody falsely, and on what that rests. Misses: what breaks the "
+        + "statement unseen, and where it would show.\n\n"
+        + _table(("id", "sound", "misses"), bounds)
+        + "\n## Rules that are not judged, and why\n\n"
+        + _table(("rule", "says", "why not"), UNJUDGED)
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -176,3 +177,30 @@ def test_the_version_imports_nothing_heavy() -> None:
     code = "import sys; from verifier.cli.group import execute; execute(['--version']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"rich", "msgspec", "scapy", "xxhash", "zstandard", "asyncio"} & set(done.stdout.split())
+
+
+def test_single_invariants_are_printed_in_full() -> None:
+    done = vfmig("catalogue", "ds-10", "RP-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.partition("  ")[0] for line in done.stdout.splitlines() if line[0] != " "] == [
+        "DS-10",
+        "RP-8",
+    ]
+    assert done.stdout.count("      sound: ") == done.stdout.count("      misses: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("DS-99", "there is no DS-99; the families are CH, "), ("RS-11", "RS-11 is not judged: ")],
+)
+def test_an_invariant_that_is_none_is_a_wrong_use(name: str, why: str) -> None:
+    done = vfmig("catalogue", name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert why in done.stderr
+
+
+def test_the_catalogue_as_json_has_what_is_not_judged() -> None:
+    told = json.loads(vfmig("catalogue", "--json").stdout)
+    assert {"id", "statement", "sound", "misses"} <= told["invariants"][0].keys()
+    assert {rule["id"] for rule in told["not_judged"]} >= {"RS-11", "RS-3"}
+    assert "not_judged" not in json.loads(vfmig("catalogue", "DS-10", "--json").stdout)

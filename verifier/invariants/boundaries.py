@@ -21,6 +21,13 @@ from verifier.invariants.passport import (
 
 
 class PacketBoundary(Invariant[FlowEnd]):
+    """Sound: only a connection that was closed or reset inside a packet counts, in a migration that the
+    target said it completed; the end of a capture does not.
+
+    Misses: a packet whose last bytes never left the source while the connection stayed open: LV-5, or the
+    target's own failure.
+    """
+
     passport = Passport(
         "MP-15",
         "When the migration has completed, no multifd connection has ended inside a packet.",
@@ -47,6 +54,13 @@ class PacketBoundary(Invariant[FlowEnd]):
 
 
 class PacketMagic(Invariant[FlowEnd | Broken]):
+    """Sound: after the init packet a target expects a packet head at exactly this place, and checks these two
+    fields first.
+
+    Misses: a payload of a wrong length that ends before something which looks like a head; MP-9 and EQ-3
+    measure payloads.
+    """
+
     passport = Passport(
         "MP-1",
         "Every packet of a multifd connection begins with the magic 0x11223344 and version 1.",

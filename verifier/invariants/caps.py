@@ -34,6 +34,12 @@ _NOT_PLAIN = COMPRESSION_MASK | MultifdFlag.SYNC
 
 
 class BufferSize(Invariant[DeviceStateFrame]):
+    """Sound: a source reads into a buffer of at most 1 MiB and sends what a read gave; a config buffer, which
+    is no such read, is passed over.
+
+    Misses: a device whose buffer should be smaller still (its own stop-copy size).
+    """
+
     passport = Passport(
         "BC-1",
         "A multifd buffer of device data, other than the config state, carries 1 byte to 1 MiB.",
@@ -51,6 +57,11 @@ class BufferSize(Invariant[DeviceStateFrame]):
 
 
 class PacketNotEmpty(Invariant[DeviceStateFrame]):
+    """Sound: a target refuses it, and no source has such a packet to send.
+
+    Misses: an empty VFIO payload behind its header, which is BC-1's.
+    """
+
     passport = Passport(
         "BC-2",
         "The next_packet_size of a device-state packet is not 0.",
@@ -66,6 +77,12 @@ class PacketNotEmpty(Invariant[DeviceStateFrame]):
 
 
 class IndexBound(Invariant[DeviceStateFrame]):
+    """Sound: 2^26 buffers of one device would be 64 TiB of full ones; the bound is the judge's, and any index
+    above it costs a target 1.5 GiB.
+
+    Misses: a table that grows large within the bound over many devices.
+    """
+
     passport = Passport(
         "BC-3",
         "No buffer has an index above 2^26, where the target's table (24 bytes for each index up to the "
@@ -82,6 +99,11 @@ class IndexBound(Invariant[DeviceStateFrame]):
 
 
 class QueueCap(Invariant[Received]):
+    """Sound: the number is the target's own count after each buffer, and the cap is in its own journal.
+
+    Misses: a QEMU's target, which ends with an error of its own instead, and a count that is kept wrongly.
+    """
+
     passport = Passport(
         "BC-4",
         "The bytes that wait at the target for being loaded into a device never exceed "
@@ -101,6 +123,11 @@ class QueueCap(Invariant[Received]):
 
 
 class BlockSize(Invariant[VfioItem]):
+    """Sound: a source reads at most 1 MiB at a time and writes no block for an empty read.
+
+    Misses: nothing of the statement in what was captured; the sum of the blocks is EQ-4's and EQ-6's.
+    """
+
     passport = Passport(
         "BC-5",
         "A DATA_STATE block of the main channel carries 1 byte to 1 MiB.",
@@ -116,6 +143,11 @@ class BlockSize(Invariant[VfioItem]):
 
 
 class PageData(Invariant[RamFrame]):
+    """Sound: a packet has room for 128 pages of 4 KiB; compressed packets and SYNC are passed over.
+
+    Misses: a size that is allowed and not that of the pages: MP-9.
+    """
+
     passport = Passport(
         "BC-6",
         "The next_packet_size of an uncompressed RAM packet is at most 512 KiB.",

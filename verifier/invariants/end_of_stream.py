@@ -24,6 +24,13 @@ from verifier.invariants.passport import (
 
 
 class EndOnce(Invariant[EofItem | TrailingItem | DescriptionItem | Broken]):
+    """Sound: bytes after the description are wrong in any stream; a missing description is left unknown, for
+    both ends may be told to do without.
+
+    Misses: a source that stops before the end mark: then the main channel is not whole, and the outcome
+    unknown.
+    """
+
     passport = Passport(
         "EN-1",
         "The end mark is followed by the VM description, unless both ends do without, and by nothing else.",
@@ -50,6 +57,11 @@ class EndOnce(Invariant[EofItem | TrailingItem | DescriptionItem | Broken]):
 
 
 class DescriptionReads(Invariant[EofItem | DescriptionItem | Broken]):
+    """Sound: the description is the source's own JSON, and the page size that of every supported target.
+
+    Misses: a description that reads well and does not fit the sections: FR-11, FR-16.
+    """
+
     passport = Passport(
         "EN-2",
         "The VM description is JSON with a list of devices and the target page size of the stream.",
@@ -77,6 +89,13 @@ class DescriptionReads(Invariant[EofItem | DescriptionItem | Broken]):
 
 
 class CoreSections(Invariant[SectionItem | EofItem]):
+    """Sound: every VM has RAM, and a stream read to its end mark without it cannot be loaded; without
+    globalstate it is only unknown.
+
+    Misses: other sections that should be there, which only the machine knows: FR-11 compares with the
+    description, EQ-7 and EQ-8 with the outcome.
+    """
+
     passport = Passport(
         "EN-3",
         "A whole stream holds the section 'ram'.",

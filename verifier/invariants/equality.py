@@ -28,6 +28,14 @@ _PASSES = linux(
 
 
 class SameImage(Invariant[Image]):
+    """Sound: digests are made by each end and by the judge over the bytes in index order; a QEMU's config
+    state, of which its device sees little, is left out, and where it broke off only images of the same size
+    are compared.
+
+    Misses: a state that was altered before it was first digested, and one known at one place only (then
+    unknown).
+    """
+
     passport = Passport(
         "EQ-1",
         "A device's state is byte for byte the same where it was saved, on the wire and where it was loaded.",
@@ -70,6 +78,12 @@ class SameImage(Invariant[Image]):
 
 
 class VerifiedEqual(Invariant[Verified]):
+    """Sound: the target compares with what seed and name make; a supervisor's word only counts where the
+    migration completed.
+
+    Misses: states that come from elsewhere than a seed, for which nobody writes such a line.
+    """
+
     passport = Passport(
         "EQ-2",
         "What the target loaded is what the source's seed made.",
@@ -106,6 +120,12 @@ class VerifiedEqual(Invariant[Verified]):
 
 
 class SameSizes(Invariant[Saved | Sent | Received | Loaded | BufferDone]):
+    """Sound: sizes are compared index by index, whoever tells first; what only one place tells is not
+    compared.
+
+    Misses: contents of the right size: EQ-1; beyond 65,536 indexes nothing is compared.
+    """
+
     passport = Passport(
         "EQ-3",
         "A buffer has the same size where it was saved, sent, captured, received and loaded.",
@@ -138,6 +158,12 @@ class SameSizes(Invariant[Saved | Sent | Received | Loaded | BufferDone]):
 
 
 class SavedIsLoaded(Invariant[Saved | Loaded | Read | Wrote]):
+    """Sound: both journals are needed, of a completed migration; config states are left out where a QEMU
+    keeps its own to itself, and a new file begins at 0 again.
+
+    Misses: bytes that were exchanged for as many others: the digests of EQ-1 differ then.
+    """
+
     passport = Passport(
         "EQ-4",
         "When the migration has completed, the bytes that the target loaded of a device are as many as the "
@@ -179,6 +205,11 @@ class SavedIsLoaded(Invariant[Saved | Loaded | Read | Wrote]):
 
 
 class JournalledIsCaptured(Invariant[Sent | DeviceStateFrame]):
+    """Sound: judged only where the source is an endpoint of ours and all channels were read to their ends.
+
+    Misses: which buffers are in excess or missing when their number fits: EQ-3 and DS-10.
+    """
+
     passport = Passport(
         "EQ-5",
         "The capture holds every multifd buffer that the source says it sent, and no other.",
@@ -213,6 +244,12 @@ class JournalledIsCaptured(Invariant[Sent | DeviceStateFrame]):
 
 
 class StreamIsCaptured(Invariant[Read | Wrote | VfioItem | BufferDone]):
+    """Sound: bytes are those of the last data file that each supervisor saw, and of the capture's payloads,
+    of a completed migration with all flows whole.
+
+    Misses: the right number of wrong bytes: EQ-1.
+    """
+
     passport = Passport(
         "EQ-6",
         "When the migration has completed, a QEMU has read from a device, and written to one, as many bytes "
@@ -265,6 +302,11 @@ class _OfTheRun(Invariant[EndRecord]):
 
 
 class SameGuestRam(_OfTheRun):
+    """Sound: the two dumps were taken while neither VM ran, page by page; a run without dumps is not judged.
+
+    Misses: a difference that the devices made afterwards, and RAM of runs that did not complete.
+    """
+
     passport = Passport(
         "EQ-7",
         "When the migration has completed, the guest's RAM at the target, before the VM runs there, is that "
@@ -286,6 +328,11 @@ class SameGuestRam(_OfTheRun):
 
 
 class SamePciState(_OfTheRun):
+    """Sound: config space and MSI-X table are read through qtest while neither VM runs.
+
+    Misses: state of the function behind its BARs: EQ-1 has the device's own.
+    """
+
     passport = Passport(
         "EQ-8",
         "When the migration has completed, the guest sees the PCI config space and the MSI-X table of each "

@@ -47,6 +47,12 @@ def refusal(seen: Seen, event: Broken, *fields: str) -> Iterator[Finding]:
 
 
 class StreamHeader(Invariant[HeaderItem | Broken]):
+    """Sound: a main channel is known by its magic, so what is judged is what a target reads first and
+    refuses.
+
+    Misses: a connection with another magic, which is no main channel here at all: CH-1 has it.
+    """
+
     passport = Passport(
         "FR-1",
         "The main channel begins with QEMU's magic and stream version 3.",
@@ -62,6 +68,13 @@ class StreamHeader(Invariant[HeaderItem | Broken]):
 
 
 class ConfigurationPresent(Invariant[HeaderItem | ConfigurationItem | Broken]):
+    """Sound: a stream without the section, to a target that did not answer with success, would have been
+    refused; one that was taken (SHUT 0) may have send-configuration off and is left undecided.
+
+    Misses: a name that is not the target's own: the target compares it, and its refusal (SHUT 1, its log)
+    shows it.
+    """
+
     passport = Passport(
         "FR-2",
         "The stream header is followed by a configuration section with the name of the machine type.",
@@ -90,6 +103,13 @@ class ConfigurationPresent(Invariant[HeaderItem | ConfigurationItem | Broken]):
 
 
 class ConfigurationContent(Invariant[ConfigurationItem | Broken]):
+    """Sound: the three subsections and the two capabilities are all that any release sends or compares, up to
+    11.1.
+
+    Misses: a subsection whose content is not what it should be, a capability that one end has and the other
+    lacks: the target's refusal shows it.
+    """
+
     passport = Passport(
         "FR-3",
         "The subsections of the configuration are target-page-bits, capabilities and uuid, each at most "
@@ -117,6 +137,13 @@ class ConfigurationContent(Invariant[ConfigurationItem | Broken]):
 
 
 class ItemTags(Invariant[SectionItem | CommandItem | Broken]):
+    """Sound: a target reads exactly these tags at this place; a tag is judged only where the syntax was in
+    step until there.
+
+    Misses: a wrong length before it that ends on a byte that happens to be a tag; FR-11 compares lengths with
+    the description.
+    """
+
     passport = Passport(
         "FR-4",
         "Every item of the main channel begins with EOF, one of the four SECTION tags, or COMMAND.",
@@ -132,6 +159,13 @@ class ItemTags(Invariant[SectionItem | CommandItem | Broken]):
 
 
 class SectionFooter(Invariant[FooterItem | Broken]):
+    """Sound: that a stream has footers is learnt from its first section's, and a stream without any is read
+    as such.
+
+    Misses: a first section whose footer is wrong in such a way that the stream is taken for one without
+    footers: the next tag then fails FR-4.
+    """
+
     passport = Passport(
         "FR-8",
         "Where sections have footers, every section ends with one, which repeats its id.",
@@ -152,6 +186,11 @@ class SectionFooter(Invariant[FooterItem | Broken]):
 
 
 class SectionName(Invariant[SectionItem]):
+    """Sound: an idstr of length 0 has no handler in any release.
+
+    Misses: a name that the target does not know, which only the target can tell (SHUT 1, its error).
+    """
+
     passport = Passport(
         "FR-9",
         "The idstr of a START or FULL section is not empty.",
@@ -167,6 +206,12 @@ class SectionName(Invariant[SectionItem]):
 
 
 class Commands(Invariant[CommandItem]):
+    """Sound: the numbers and lengths are those of 11.1, to which releases have only added; a command whose
+    length may vary is not measured.
+
+    Misses: a command that is known and out of place: FR-13, FR-14 and SM-2 judge the places of some.
+    """
+
     passport = Passport(
         "FR-12",
         "The number of a command is a known one, and its data has the length that belongs to it.",
@@ -186,6 +231,12 @@ class Commands(Invariant[CommandItem]):
 
 
 class ReturnPathFirst(Invariant[CommandItem | SectionItem]):
+    """Sound: a source opens the return path before it does anything else, and a target refuses a PING without
+    one.
+
+    Misses: a return path that is needed and never opened; RP-1 finds answers without one.
+    """
+
     passport = Passport(
         "FR-13",
         "OPEN_RETURN_PATH comes at most once, before any section and any PING.",
@@ -211,6 +262,12 @@ class ReturnPathFirst(Invariant[CommandItem | SectionItem]):
 
 
 class VfioTags(Invariant[VfioItem | Broken]):
+    """Sound: the set of tags is that of 11.1; a tag that is not in it, or a length that leads out of the
+    section, is refused by every target.
+
+    Misses: a known tag in the wrong section: DS-11.
+    """
+
     passport = Passport(
         "FR-15",
         "A VFIO section of the main channel consists of known tags, DEV_DATA_STATE with that many bytes "

@@ -23,6 +23,12 @@ from verifier.invariants.passport import (
 
 
 class AfterSwitchover(Invariant[Mark | Sent]):
+    """Sound: the source's own journal has both lines in the order in which they were written, after the deed.
+
+    Misses: a QEMU, whose supervisor sees no buffers; capture time cannot tell, for sockets run ahead of each
+    other.
+    """
+
     passport = Passport(
         "DS-9",
         "The source sends no multifd buffer before it has sent SWITCHOVER_START (by its own journal).",
@@ -52,6 +58,13 @@ class AfterSwitchover(Invariant[Mark | Sent]):
 
 
 class LoadOrder(Invariant[Loaded]):
+    """Sound: an endpoint writes Loaded while it still holds the device, so a device's lines are in the order
+    of its loads.
+
+    Misses: a QEMU's target, whose supervisor sees writes without indexes: TR-1 by its trace, DS-16 by
+    offsets.
+    """
+
     passport = Passport(
         "DS-13",
         "The target loads a device's buffers in index order without gap, the config buffer last.",
@@ -85,6 +98,12 @@ class LoadOrder(Invariant[Loaded]):
 
 
 class LoadedWasReceived(Invariant[Received | Loaded]):
+    """Sound: the balance of both kinds of lines is judged, not their order; one that is received and never
+    loaded is only said of a completed migration.
+
+    Misses: a buffer loaded with other content: EQ-1; a QEMU, which journals no buffers: EQ-6.
+    """
+
     passport = Passport(
         "DS-14",
         "The target loads each buffer that it received, once, and no other.",
@@ -126,6 +145,12 @@ class LoadedWasReceived(Invariant[Received | Loaded]):
 
 
 class StreamInOrder(Invariant[State | Read | Wrote]):
+    """Sound: a supervisor's lines are in the order of the calls of one thread, and a new data file begins at
+    0.
+
+    Misses: what a QEMU did with the bytes between reading and sending: EQ-6 and EQ-1.
+    """
+
     passport = Passport(
         "DS-16",
         "A QEMU reads a device's state, and writes it, from the first byte to the last: each read or write "

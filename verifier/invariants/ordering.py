@@ -40,6 +40,12 @@ _TAGS_MAX = 8  # more than any legal section has, runs of data aside
 
 
 class DeviceStateAllowed(Invariant[DeviceStateFrame | RamFrame]):
+    """Sound: a page packet that names a method shows the parameter, which holds for the whole migration; 10.0
+    to 11.1 send device state without compression only.
+
+    Misses: compression that was configured and never used, which no packet shows.
+    """
+
     passport = Passport(
         "DS-1",
         "Device state travels over multifd only where no RAM packet names a compression method.",
@@ -68,6 +74,11 @@ class DeviceStateAllowed(Invariant[DeviceStateFrame | RamFrame]):
 
 
 class DeviceKnown(Invariant[DeviceStateFrame]):
+    """Sound: sections are those STARTed on a main channel read whole; 4,096 names are kept.
+
+    Misses: a packet under the name of another device that exists: EQ-1 compares the states.
+    """
+
     passport = Passport(
         "DS-2",
         "The idstr of a device-state packet is padded with NULs and names, with the instance id, a section "
@@ -104,6 +115,12 @@ class DeviceKnown(Invariant[DeviceStateFrame]):
 
 
 class VfioHeader(Invariant[DeviceStateFrame]):
+    """Sound: only version 0 exists up to 11.1, and 12 bytes of header are the least that a target takes.
+
+    Misses: a header in the wrong byte order whose version, 0, is the same in both: DS-10 finds indexes
+    missing.
+    """
+
     passport = Passport(
         "DS-3",
         "The payload of a VFIO device's packet begins with the 12-byte VFIODeviceStatePacket, whose version "
@@ -123,6 +140,11 @@ class VfioHeader(Invariant[DeviceStateFrame]):
 
 
 class VfioFlags(Invariant[DeviceStateFrame]):
+    """Sound: only one flag exists up to 11.1, and targets ignore others, so a break costs nothing yet.
+
+    Misses: the flag on the wrong buffer: DS-6, DS-8.
+    """
+
     passport = Passport(
         "DS-4",
         "Of the flags in VFIODeviceStatePacket no other than VFIO_DEVICE_STATE_CONFIG_STATE is set.",
@@ -138,6 +160,13 @@ class VfioFlags(Invariant[DeviceStateFrame]):
 
 
 class IndexOnce(Invariant[DeviceStateFrame]):
+    """Sound: a target refuses a second buffer of an index whatever its content; it is judged as the buffers
+    come, on any channel.
+
+    Misses: a repetition that lies in a part of a channel that was not read, or so far out of order that it
+    was given up (then unknown).
+    """
+
     passport = Passport(
         "DS-5",
         "No two buffers of a device have the same index.",
@@ -163,6 +192,12 @@ class IndexOnce(Invariant[DeviceStateFrame]):
 
 
 class ConfigLast(Invariant[DeviceStateFrame]):
+    """Sound: two config buffers are wrong in any capture; that there is none, or one beyond it, is only said
+    of a completed migration whose channels were all read.
+
+    Misses: a config buffer with the wrong content: DS-8, EQ-1, EQ-8.
+    """
+
     passport = Passport(
         "DS-6",
         "Exactly one buffer of a device is its config state, and it has the highest index.",
@@ -204,6 +239,12 @@ class ConfigLast(Invariant[DeviceStateFrame]):
 
 
 class IndexRises(Invariant[DeviceStateFrame]):
+    """Sound: a channel's thread sends what it takes from the queue in order; only buffers on one connection
+    are compared.
+
+    Misses: a device's order over channels, which is free; DS-13 and TR-1 judge the order of loading.
+    """
+
     passport = Passport(
         "DS-7",
         "On one channel the indexes of one device rise.",
@@ -227,6 +268,12 @@ class IndexRises(Invariant[DeviceStateFrame]):
 
 
 class ConfigMarks(Invariant[BufferDone]):
+    """Sound: both marks are QEMU's own and stand at a fixed place; a buffer that is not whole in the capture
+    is passed over.
+
+    Misses: what is between the marks: EQ-1 and EQ-8 compare it.
+    """
+
     passport = Passport(
         "DS-8",
         "A config buffer begins with VFIO_MIG_FLAG_DEV_CONFIG_STATE and ends with "
@@ -250,6 +297,11 @@ class ConfigMarks(Invariant[BufferDone]):
 
 
 class NoGap(Invariant[DeviceStateFrame]):
+    """Sound: a gap is only said of a completed migration whose channels were all read to their ends.
+
+    Misses: buffers missing from the end, whose indexes nothing surpasses: DS-6 misses the config buffer.
+    """
+
     passport = Passport(
         "DS-10",
         "When the migration has completed, every index below a device's highest has come.",
@@ -279,6 +331,12 @@ class NoGap(Invariant[DeviceStateFrame]):
 
 
 class MainChannelShape(Invariant[SectionItem | VfioItem | FooterItem]):
+    """Sound: the shapes are those of 10.0 to 11.1 for a device on or off multifd; which one a device is
+    follows from its packets, in channels read whole.
+
+    Misses: a device whose set-up says otherwise: DS-12.
+    """
+
     passport = Passport(
         "DS-11",
         "The tags in a VFIO section of the main channel are those that belong into such a section of a "

@@ -59,6 +59,12 @@ class _AtBothEnds(Invariant[Word]):
 
 
 class OneSideRuns(_AtBothEnds):
+    """Sound: each end's own word counts, or that of the run that watched it; of an end that hung or whose
+    word is missing nothing is said.
+
+    Misses: a VM that runs twice for a while and not in the end: OC-4.
+    """
+
     passport = Passport(
         "OC-1",
         "The VM may run on at most one side in the end.",
@@ -79,6 +85,11 @@ class OneSideRuns(_AtBothEnds):
 
 
 class SidesAgree(_AtBothEnds):
+    """Sound: both ends' last words are taken; a target that crashed without one leaves it unknown.
+
+    Misses: a source that says failed when the target completed: EN-6, OC-1.
+    """
+
     passport = Passport(
         "OC-2",
         "The source says that the migration completed only when the target does.",
@@ -97,6 +108,12 @@ class SidesAgree(_AtBothEnds):
 
 
 class SomeSideRuns(_AtBothEnds):
+    """Sound: the source must have said so itself, and the target must be known not to run; what hung is not
+    judged.
+
+    Misses: a VM that runs and is not what it was: EQ-1, EQ-7.
+    """
+
     passport = Passport(
         "OC-3",
         "The VM may run on at least one side in the end.",

@@ -47,6 +47,13 @@ def may_precede_nine(facts: Facts) -> str:
 
 
 class Flags(Invariant[RamFrame | DeviceStateFrame]):
+    """Sound: the known flags are those of 11.1, and SYNC and DEVICE_STATE packets are of their own in every
+    release since 9.0 and 10.0; earlier sources may set SYNC on a packet with pages, but never with another
+    flag.
+
+    Misses: a flag that is known and not true of the packet; MP-10 inflates, MP-13 looks into SYNC packets.
+    """
+
     passport = Passport(
         "MP-2",
         "A packet's flags are known ones, and SYNC or DEVICE_STATE is not combined with any other.",
@@ -65,6 +72,13 @@ class Flags(Invariant[RamFrame | DeviceStateFrame]):
 
 
 class OneCompression(Invariant[RamFrame]):
+    """Sound: the method is a parameter of the whole migration that cannot change during it; SYNC packets,
+    which name none, are passed over.
+
+    Misses: a method that both ends did not agree on, which the target refuses, and one of which no packet has
+    data (then unknown).
+    """
+
     passport = Passport(
         "MP-3",
         "All RAM packets of a migration name one and the same compression method: none, or one of the known.",
@@ -104,6 +118,12 @@ class OneCompression(Invariant[RamFrame]):
 
 
 class PagesAlloc(Invariant[RamFrame]):
+    """Sound: the table of offsets has 128 places on every target with 4 KiB pages; that a SYNC says 0 is only
+    demanded where the machine type is too new for a source older than 9.0.
+
+    Misses: targets with other page sizes, which are not read at all.
+    """
+
     passport = Passport(
         "MP-4",
         "pages_alloc of a RAM packet is the number of pages that a packet has room for (128 of 4 KiB); of a "
@@ -137,6 +157,12 @@ class PagesAlloc(Invariant[RamFrame]):
 
 
 class PageCounts(Invariant[RamFrame]):
+    """Sound: no release sends a packet without pages that is not a SYNC, and none can send more than its
+    table holds.
+
+    Misses: counts that are possible and not those of the payload: MP-9.
+    """
+
     passport = Passport(
         "MP-5",
         "A RAM packet other than SYNC has at least one page, and at most as many as its table of offsets "
@@ -154,6 +180,11 @@ class PageCounts(Invariant[RamFrame]):
 
 
 class BlockName(Invariant[RamFrame]):
+    """Sound: names are compared with the list in the same stream, read whole; 4,096 different names are kept.
+
+    Misses: a packet under the name of the wrong block that exists; EQ-7 compares the guest's RAM.
+    """
+
     passport = Passport(
         "MP-6",
         "The block name of a RAM packet ends with a NUL, is padded with NULs, and is in the stream's list "
@@ -186,6 +217,12 @@ class BlockName(Invariant[RamFrame]):
 
 
 class PageOffsets(Invariant[RamFrame]):
+    """Sound: block lengths are those of the stream's own list; alignment is judged for the 4 KiB pages of the
+    supported targets.
+
+    Misses: an offset that is possible and not the page's: EQ-7 compares the guest's RAM.
+    """
+
     passport = Passport(
         "MP-7",
         "Each page offset of a RAM packet is a multiple of the page size, and the page lies inside its "
@@ -220,6 +257,12 @@ class PageOffsets(Invariant[RamFrame]):
 
 
 class DataSize(Invariant[RamFrame]):
+    """Sound: without compression the payload is the pages and nothing else; the bound of 1 MiB is the receive
+    buffer of zlib and zstd, and SYNC packets are passed over.
+
+    Misses: a compressed size that is possible and wrong: MP-10 inflates it.
+    """
+
     passport = Passport(
         "MP-9",
         "next_packet_size of a RAM packet is 0 without normal pages, the size of these pages when they are "
@@ -246,6 +289,12 @@ class DataSize(Invariant[RamFrame]):
 
 
 class DataInflates(Invariant[PagesDone]):
+    """Sound: the judge inflates with the same libraries, from the channel's first packet on; after a hole, or
+    with hardware methods, it is unknown.
+
+    Misses: page contents that are wrong and well compressed: EQ-7.
+    """
+
     passport = Passport(
         "MP-10",
         "Compressed page data continues the channel's one zlib or zstd stream and inflates to exactly the "
@@ -264,6 +313,11 @@ class DataInflates(Invariant[PagesDone]):
 
 
 class Reserved(Invariant[RamFrame]):
+    """Sound: a source fills in a cleared head, and no release gives these fields a meaning.
+
+    Misses: nothing of the statement; stale offsets beyond the counts are seen as unused places that are set.
+    """
+
     passport = Passport(
         "MP-11",
         "Reserved fields and unused places of the offset table of a RAM packet are zero.",
@@ -282,6 +336,13 @@ class Reserved(Invariant[RamFrame]):
 
 
 class PacketNumbers(Invariant[RamFrame]):
+    """Sound: one counter numbers all channels since 9.0; only a completed migration whose channels were all
+    read can lack one, and a machine type that older sources know leaves it unknown.
+
+    Misses: a packet that was lost from the end, whose number was the highest: RS-8 counts SYNCs, TR-3
+    compares with the source's trace.
+    """
+
     passport = Passport(
         "MP-12",
         "The n RAM and SYNC packets of a migration, over all its channels, are numbered 0 to n-1, each "
@@ -317,6 +378,12 @@ class PacketNumbers(Invariant[RamFrame]):
 
 
 class PacketNumberOrder(Invariant[RamFrame]):
+    """Sound: a channel's thread takes the number as it sends, so within one connection they can only rise;
+    those of sources before 9.0, which number centrally, rise as well.
+
+    Misses: an order among channels: RS-10.
+    """
+
     passport = Passport(
         "MP-16",
         "The packet numbers on one channel rise.",
@@ -339,6 +406,12 @@ class PacketNumberOrder(Invariant[RamFrame]):
 
 
 class SyncEmpty(Invariant[RamFrame]):
+    """Sound: since 9.0 a SYNC is a packet of its own; where the machine type allows an older source it is
+    unknown.
+
+    Misses: the first of several filled SYNCs only is told.
+    """
+
     passport = Passport(
         "MP-13",
         "A SYNC packet of a source since 9.0 carries no pages, no data and no block name.",

@@ -28,6 +28,13 @@ _MAPPED_PAGES_MAX = 24 << 20  # of all blocks together: 96 GiB of guest memory, 
 
 
 class PageOnce(Invariant[RamFrame]):
+    """Sound: rounds are counted by each channel's own SYNC packets, between which a source looks at each page
+    once; more guest memory than 96 GiB leaves it unknown.
+
+    Misses: pages that came twice on the main channel, and a page that was sent again in the next round for no
+    reason.
+    """
+
     passport = Passport(
         "MP-8",
         "Between one round of SYNC packets and the next no page is sent twice over multifd.",
@@ -78,6 +85,12 @@ class PageOnce(Invariant[RamFrame]):
 
 
 class EveryPage(Invariant[RamFrame | RamRecordItem]):
+    """Sound: every page of every block in the stream's list must be named at least once over all channels; a
+    device that may take pages out (virtio-mem, virtio-balloon), x-ignore-shared and postcopy are left out.
+
+    Misses: a page that was sent in an old version and never again: EQ-7 compares the guest's RAM.
+    """
+
     passport = Passport(
         "RS-13",
         "In precopy every page of every RAM block is sent at least once, but for blocks left out by "

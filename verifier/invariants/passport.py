@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How an invariant is declared: its passport, its partition, and the two calls that judge.
 
-One invariant is one small class. The engine (`judge`) makes one object per partition, so the state of an
-object is about one channel, one device, one migration; it feeds `on` what the class asked for in `kinds`
-and calls `at_end` once.
+One invariant is one small class. Its docstring is two sentences, `Sound:` and `Misses:` (see Limits). The
+engine (`judge`) makes one object per partition, so the state of an object is about one channel, one device,
+one migration; it feeds `on` what the class asked for in `kinds` and calls `at_end` once.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -130,6 +131,28 @@ class Finding(NamedTuple):
 
     message: str
     witnesses: tuple[Observation, ...]
+
+
+class Limits(NamedTuple):
+    """How far an invariant is to be believed, from its docstring.
+
+    sound: why a violation accuses nobody falsely, and on what that rests. misses: what breaks the statement
+    unseen, and where it would show.
+    """
+
+    sound: str
+    misses: str
+
+
+_LIMITS = re.compile(r"Sound: (.+?)\s+Misses: (.+)", re.DOTALL)
+
+
+def limits(invariant: type[Invariant[Any]]) -> Limits:
+    """The two sentences. ValueError: the class does not say them."""
+    found = _LIMITS.fullmatch((invariant.__dict__.get("__doc__") or "").strip())
+    if found is None:
+        raise ValueError(f"{invariant.__name__} does not say how far it is sound, and what it misses")
+    return Limits(*(" ".join(part.split()) for part in found.groups()))
 
 
 E = TypeVar("E")

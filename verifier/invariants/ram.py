@@ -36,6 +36,12 @@ _EPOCHS_MAX = 65_536
 
 
 class BlockList(Invariant[SectionItem | RamBlocksItem | RamRecordItem | Broken]):
+    """Sound: names and lengths are the stream's own; layouts that are not read here (mapped-ram, page sizes
+    of postcopy-ram) leave it unknown.
+
+    Misses: a list that is consistent and not the target's RAM: RS-2.
+    """
+
     passport = Passport(
         "RS-1",
         "The first record of the RAM START section, and no other, is the list of RAM blocks; their names "
@@ -83,6 +89,12 @@ class BlockList(Invariant[SectionItem | RamBlocksItem | RamRecordItem | Broken])
 
 
 class RecordFlags(Invariant[RamRecordItem | Broken]):
+    """Sound: the kinds are those of 11.1 less the retired ones, which a target refuses, and marks carry no
+    address in any release.
+
+    Misses: a record of a known kind that should not be there: RS-6, RS-13.
+    """
+
     passport = Passport(
         "RS-4",
         "Every RAM record is of exactly one known kind, and EOS and MULTIFD_FLUSH carry no address.",
@@ -101,6 +113,12 @@ class RecordFlags(Invariant[RamRecordItem | Broken]):
 
 
 class RecordPlace(Invariant[RamRecordItem]):
+    """Sound: block and length come from the stream's own list, CONTINUE from the record before; a target
+    checks the same.
+
+    Misses: a place that exists and is not the page's: EQ-7.
+    """
+
     passport = Passport(
         "RS-5",
         "A page record names its block, itself or by CONTINUE, the page lies inside that block, and the "
@@ -124,6 +142,12 @@ class RecordPlace(Invariant[RamRecordItem]):
 
 
 class NoPagesOnMain(Invariant[InitFrame | RamRecordItem]):
+    """Sound: with multifd a precopy source sends page data over channels only; zero pages on the main channel
+    are allowed, and a migration in which postcopy began is not judged.
+
+    Misses: a migration whose multifd connections are all missing from the capture.
+    """
+
     passport = Passport(
         "RS-6",
         "In a precopy migration with multifd channels no page data travels on the main channel.",
@@ -152,6 +176,12 @@ class NoPagesOnMain(Invariant[InitFrame | RamRecordItem]):
 
 
 class SyncFirst(Invariant[RamFrame | DeviceStateFrame]):
+    """Sound: a target that gets pages before RAM is set up writes to memory it does not have; a channel is
+    judged from its init packet on.
+
+    Misses: a channel that never sends anything: RS-8 counts its SYNCs.
+    """
+
     passport = Passport(
         "RS-7",
         "The first packet of every multifd channel is a SYNC.",
@@ -173,6 +203,13 @@ class SyncFirst(Invariant[RamFrame | DeviceStateFrame]):
 
 
 class SyncCount(Invariant[InitFrame | RamFrame]):
+    """Sound: both counts are of streams read whole, of a completed migration; the one SYNC more of machine
+    types up to 9.2 is allowed.
+
+    Misses: a SYNC too many that goes with a FLUSH too many, and their order in time, which a capture does not
+    show.
+    """
+
     passport = Passport(
         "RS-8",
         "Every channel has as many SYNC packets as the main channel has MULTIFD_FLUSH marks (machine types "
@@ -212,6 +249,12 @@ class SyncCount(Invariant[InitFrame | RamFrame]):
 
 
 class EpochOrder(Invariant[RamFrame]):
+    """Sound: a source hands out numbers to a round's packets before it begins the next, whatever the channel;
+    only adjacent rounds are compared, of a completed migration.
+
+    Misses: an order within a round, which is free, and more than 65,536 rounds (then unknown).
+    """
+
     passport = Passport(
         "RS-10",
         "A packet up to a channel's k-th SYNC has a lower number than any packet after the k-th SYNC of any "
@@ -258,6 +301,11 @@ class EpochOrder(Invariant[RamFrame]):
 
 
 class SyncLast(Invariant[RamFrame]):
+    """Sound: the last SYNC is the last of all in a completed migration whose channels were read whole.
+
+    Misses: a page that is sent too late and before the last SYNC: EQ-7.
+    """
+
     passport = Passport(
         "RS-12",
         "No RAM packet follows the last SYNC of its channel.",

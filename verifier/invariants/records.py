@@ -15,6 +15,12 @@ _PLACES = 1 << 12  # buffers of one device whose place is kept, for a witness
 
 
 class WholeRecords(Invariant[VfioItem | BufferDone]):
+    """Sound: only a state that opens as mlx5's stream does is read as one; its end is judged when nothing was
+    left out and the config buffer tells where it is.
+
+    Misses: states of other devices, and records with the right frame and wrong data: EQ-1.
+    """
+
     passport = Passport(
         "DS-15",
         "A state that opens as mlx5's save stream does, with a STOP_COPY_SIZE record, goes on in records of "

@@ -45,6 +45,12 @@ _PINGS_MAX = 65_536
 
 
 class AnswersInvited(Invariant[CommandItem | ReturnPathItem]):
+    """Sound: one capture point sees a cause and its effect in order but for its own queues, for which the
+    slack of 1 s stands; answers without any OPEN_RETURN_PATH need a main channel read whole.
+
+    Misses: an answer that is too early by less than 1 s.
+    """
+
     passport = Passport(
         "RP-1",
         "The target sends nothing on the return path before OPEN_RETURN_PATH (judged by capture time, with "
@@ -75,6 +81,11 @@ class AnswersInvited(Invariant[CommandItem | ReturnPathItem]):
 
 
 class AnswerForm(Invariant[ReturnPathItem | Broken]):
+    """Sound: types and lengths are those of 11.1, which sources refuse to depart from.
+
+    Misses: values that are of the right length and wrong: RP-3, RP-8.
+    """
+
     passport = Passport(
         "RP-2",
         "A message of the return path has a known type and the length that belongs to it.",
@@ -94,6 +105,13 @@ class AnswerForm(Invariant[ReturnPathItem | Broken]):
 
 
 class PongEchoes(Invariant[CommandItem | ReturnPathItem]):
+    """Sound: both directions must have been read whole, and values are matched by count, not by order, for
+    PONGs may overtake each other in postcopy.
+
+    Misses: a PING that is never answered, which QEMU does not mind, and more than 65,536 of them (then
+    unknown).
+    """
+
     passport = Passport(
         "RP-3",
         "Every PONG echoes a PING, each at most once.",
@@ -131,6 +149,12 @@ class PongEchoes(Invariant[CommandItem | ReturnPathItem]):
 
 
 class ShutLast(Invariant[ReturnPathItem | FlowEnd]):
+    """Sound: the order of messages in one direction of one connection is exact.
+
+    Misses: a SHUT that never comes: then the migration does not count as completed, and which end is at fault
+    RP-8, LV-3 and LV-4 say.
+    """
+
     passport = Passport(
         "RP-4",
         "No message follows SHUT on the return path.",
@@ -166,6 +190,11 @@ class ShutLast(Invariant[ReturnPathItem | FlowEnd]):
 
 
 class SwitchoverAckOnce(Invariant[ReturnPathItem]):
+    """Sound: judged only for machine types that are known to have a single acknowledgement.
+
+    Misses: one that comes before the devices are ready: SM-5 judges when the source acts on it.
+    """
+
     passport = Passport(
         "RP-5",
         "SWITCHOVER_ACK comes at most once, unless acknowledgements are counted (machine types from 11.1).",
@@ -190,6 +219,11 @@ class SwitchoverAckOnce(Invariant[ReturnPathItem]):
 
 
 class NoPostcopyAnswers(Invariant[ReturnPathItem]):
+    """Sound: none of these has a use in precopy, and a stream in which postcopy was begun is not judged.
+
+    Misses: nothing of the statement in what was captured.
+    """
+
     passport = Passport(
         "RP-6",
         "In precopy the target sends no REQ_PAGES, REQ_PAGES_ID, RECV_BITMAP or RESUME_ACK.",
@@ -219,6 +253,12 @@ class NoPostcopyAnswers(Invariant[ReturnPathItem]):
 
 
 class ShutAfterEnd(Invariant[ReturnPathItem | EofItem]):
+    """Sound: as for RP-1, 1 s of slack stands for the capture's own queues.
+
+    Misses: a SHUT 0 that is too early by less than 1 s, or after the end mark and before everything is
+    loaded: LV-3's counterpart is EQ-4, DS-14.
+    """
+
     passport = Passport(
         "RP-7",
         "The target sends SHUT 0 only after the source has sent the end mark (judged by capture time, with "

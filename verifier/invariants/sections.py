@@ -27,6 +27,13 @@ _IDS_MAX = 16_384  # of one stream; the largest VMs have some hundreds of sectio
 
 
 class SectionBound(Invariant[SectionItem]):
+    """Sound: ids of START and FULL sections are remembered from the first byte of the stream on, so none can
+    have been bound unseen.
+
+    Misses: an id that was bound by a section of another kind than the PART belongs to; FR-7 and the payload's
+    own syntax see that.
+    """
+
     passport = Passport(
         "FR-5",
         "The id of a PART or END section is that of an earlier START.",
@@ -42,6 +49,13 @@ class SectionBound(Invariant[SectionItem]):
 
 
 class IterableOnce(Invariant[SectionItem]):
+    """Sound: START, PART and END are counted by section id in the order of the stream; a missing END is only
+    said of RAM and VFIO, which always have something to end, in a stream that was read whole.
+
+    Misses: a PART that should have come and did not; for RAM RS-13 finds the pages missing, for devices EQ-1
+    the bytes.
+    """
+
     passport = Passport(
         "FR-6",
         "An iterable has one START, then any PARTs, then one END; without END is only one that may have "
@@ -82,6 +96,12 @@ class IterableOnce(Invariant[SectionItem]):
 
 
 class SectionIdentity(Invariant[SectionItem]):
+    """Sound: a source numbers its sections once at their registration, and both directions of the mapping are
+    taken from the stream itself.
+
+    Misses: PART and END sections, which carry the id alone, and what comes after 16,384 ids.
+    """
+
     passport = Passport(
         "FR-7",
         "A section id stands for one (idstr, instance) throughout the stream, and no (idstr, instance) has "
@@ -115,6 +135,11 @@ class SectionIdentity(Invariant[SectionItem]):
 
 
 class FullOnce(Invariant[SectionItem]):
+    """Sound: a source walks its list of handlers once, and each has a name and instance of its own.
+
+    Misses: a section that was sent twice under two names, and what comes after 16,384 of them.
+    """
+
     passport = Passport(
         "FR-10",
         "Each (idstr, instance) has at most one FULL section.",
@@ -138,6 +163,13 @@ class FullOnce(Invariant[SectionItem]):
 
 
 class SectionsDescribed(Invariant[FooterItem | DescriptionItem]):
+    """Sound: the description is written by the same walk that writes the sections; a device whose lengths it
+    does not say in full is passed over.
+
+    Misses: contents that are wrong within the right length, and a stream without description (the judge then
+    has nothing to compare).
+    """
+
     passport = Passport(
         "FR-11",
         "The FULL sections of the stream are the devices of the VM description, in its order, and each "
@@ -178,6 +210,13 @@ class SectionsDescribed(Invariant[FooterItem | DescriptionItem]):
 
 
 class OnlyDevicesAtTheEnd(Invariant[SectionItem | CommandItem | EofItem]):
+    """Sound: a precopy source writes nothing else there, and a stream in which postcopy was begun is not
+    judged.
+
+    Misses: FULL sections that are out of order among themselves (FR-11) and a SWITCHOVER_START there, which
+    is SM-2's.
+    """
+
     passport = Passport(
         "FR-14",
         "In precopy only END and FULL sections stand between the first END and the end mark.",
@@ -211,6 +250,13 @@ class OnlyDevicesAtTheEnd(Invariant[SectionItem | CommandItem | EofItem]):
 
 
 class SectionVersions(Invariant[SectionItem | DescriptionItem]):
+    """Sound: version 4 of RAM and 1 of VFIO have not changed since 9.0, and for others only the stream's own
+    description counts, by position and name.
+
+    Misses: a version that the target does not know though source and description agree: the target refuses it
+    (SHUT 1).
+    """
+
     passport = Passport(
         "FR-16",
         "The version of a section is 4 for RAM, 1 for VFIO, and for a device with a VMStateDescription the "
@@ -249,6 +295,12 @@ class SectionVersions(Invariant[SectionItem | DescriptionItem]):
 
 
 class Phases(Invariant[SectionItem]):
+    """Sound: a precopy source sets everything up before it iterates and sends devices after all iterables; a
+    stream in which postcopy was begun is not judged.
+
+    Misses: a START that comes late and before the first PART, which is where any START belongs.
+    """
+
     passport = Passport(
         "FR-17",
         "In precopy every START stands before the first PART, and no FULL section stands between the "

@@ -28,6 +28,14 @@ _UUID = re.compile("[0-9a-fA-F]{32}")
 
 
 class OneMainChannel(Invariant[HeaderItem | InitFrame | FlowEnd]):
+    """Sound: only a connection to the migration's own target, opened during it, whose first four bytes are in
+    the capture and are neither magic counts; where postcopy was advised, whose second channel has none, it is
+    left undecided.
+
+    Misses: a second main channel, which counts as the next migration (its first one then has no end), and a
+    foreign connection that was made after all others were over.
+    """
+
     passport = Passport(
         "CH-1",
         "Of the connections that carry a precopy migration, one begins with the main channel's magic and "
@@ -59,6 +67,13 @@ class OneMainChannel(Invariant[HeaderItem | InitFrame | FlowEnd]):
 
 
 class InitPacket(Invariant[InitFrame | Broken]):
+    """Sound: a target refuses any other magic or version before it reads on, and only bytes that are there
+    are judged.
+
+    Misses: an init packet that is cut short by the end of the connection or of the capture; MP-15 and the
+    flow's own doubt name that.
+    """
+
     passport = Passport(
         "CH-3",
         "A multifd connection begins with an init packet of the known magic and version.",
@@ -74,6 +89,13 @@ class InitPacket(Invariant[InitFrame | Broken]):
 
 
 class ChannelIds(Invariant[InitFrame]):
+    """Sound: ids are compared as they stand, twice the same or above 254 is wrong in any capture; that one is
+    missing is only said of a completed migration, all of whose channels were read.
+
+    Misses: a whole connection that the capture lacks and whose id was the highest; CH-2 counts against the
+    set-up.
+    """
+
     passport = Passport(
         "CH-4",
         "The ids in the init packets of N multifd channels are 0 to N-1, each once.",
@@ -103,6 +125,13 @@ class ChannelIds(Invariant[InitFrame]):
 
 
 class SameUuid(Invariant[InitFrame]):
+    """Sound: QEMU sends the VM's UUID on every channel and in the configuration, and a target refuses
+    another; a journal counts only where it holds a UUID as text.
+
+    Misses: a UUID that is wrong everywhere alike, and one channel with nothing to compare it with (then it is
+    unknown).
+    """
+
     passport = Passport(
         "CH-5",
         "The init packets of all multifd channels hold one and the same UUID, which is that of the "
@@ -152,6 +181,11 @@ class SameUuid(Invariant[InitFrame]):
 
 
 class InitReserved(Invariant[InitFrame]):
+    """Sound: every release clears the packet before it fills it in; no release gives these bytes a meaning.
+
+    Misses: nothing of the statement; that a target does not look at them is why a break only counts as SLOWS.
+    """
+
     passport = Passport(
         "CH-6",
         "The unused bytes of an init packet are zero.",
@@ -167,6 +201,13 @@ class InitReserved(Invariant[InitFrame]):
 
 
 class OneWay(Invariant[FlowEnd | Answered]):
+    """Sound: the kernel sends no payload of its own against the direction of a connection, and keep-alives
+    and resets carry none that is new.
+
+    Misses: bytes that are not in the capture, or on a channel whose own first bytes are not (its role is then
+    not known).
+    """
+
     passport = Passport(
         "CH-7",
         "No byte goes from target to source on a multifd connection.",

@@ -51,6 +51,12 @@ _ARCS_WITHOUT_P2P = _pairs(
 
 
 class LegalArcs(Invariant[State]):
+    """Sound: the arcs are those of the kernel's table with and without P2P; a supervised QEMU may reset or
+    close a device from any state, which its journal shows as a jump to RUNNING.
+
+    Misses: arcs that are legal and out of place for the migration: ST-3 to ST-11.
+    """
+
     passport = Passport(
         "ST-1",
         "A device changes its state only along arcs of the migration state machine; ERROR only by a failed "
@@ -92,6 +98,11 @@ class LegalArcs(Invariant[State]):
 
 
 class StateContinues(Invariant[State]):
+    """Sound: one device's lines in one journal are in order, and a failed arc is told with its errno.
+
+    Misses: a change of state that has no line at all and is undone before the next.
+    """
+
     passport = Passport(
         "ST-2",
         "An arc begins where the one before ended; a failed one leaves the device where it was, or in ERROR.",
@@ -114,6 +125,12 @@ class StateContinues(Invariant[State]):
 
 
 class SavedWhileSaving(Invariant[State | Saved | Read]):
+    """Sound: state lines and reads are from the same journal; a supervisor's reads, which do not say where
+    the bytes go, are judged by the wider rule.
+
+    Misses: a multifd buffer that a QEMU reads before the stop.
+    """
+
     passport = Passport(
         "ST-3",
         "State is read only from a device that is being saved: multifd buffers in STOP_COPY, blocks of the "
@@ -144,6 +161,11 @@ class SavedWhileSaving(Invariant[State | Saved | Read]):
 
 
 class LoadedWhileResuming(Invariant[State | Loaded | Wrote]):
+    """Sound: the state must have been reached by a successful arc in the same journal before the first load.
+
+    Misses: a load after the state was left again: ST-11.
+    """
+
     passport = Passport(
         "ST-4",
         "State is loaded only into a device that has been put into RESUMING.",
@@ -166,6 +188,12 @@ class LoadedWhileResuming(Invariant[State | Loaded | Wrote]):
 
 
 class NotLeftBehind(Invariant[State]):
+    """Sound: judged at the end of a journal that has one, of a migration that completed.
+
+    Misses: a device that was stopped and never started (STOP at the target); OC-1 and OC-3 ask whether the VM
+    runs.
+    """
+
     passport = Passport(
         "ST-5",
         "When the migration has completed, no device is left in RESUMING or ERROR.",

@@ -28,6 +28,13 @@ _RUN_STATES = frozenset(
 
 
 class SwitchoverOnce(Invariant[SectionItem | CommandItem]):
+    """Sound: twice is wrong in any stream; its absence only where device state came over multifd, for the
+    property may be off elsewhere (then unknown).
+
+    Misses: a SWITCHOVER_START that the machine type should not send at all; a target of that age refuses the
+    command.
+    """
+
     passport = Passport(
         "SM-1",
         "SWITCHOVER_START comes at most once, and it does come where device state travels over multifd.",
@@ -64,6 +71,12 @@ class SwitchoverOnce(Invariant[SectionItem | CommandItem]):
 
 
 class SwitchoverPlace(Invariant[SectionItem | CommandItem]):
+    """Sound: the order of items in one stream is exact, and a stream in which postcopy was begun is not
+    judged.
+
+    Misses: whether the VM was stopped by then: SM-9.
+    """
+
     passport = Passport(
         "SM-2",
         "In precopy SWITCHOVER_START stands after every START and PART, and the next item is the first END.",
@@ -101,6 +114,12 @@ class SwitchoverPlace(Invariant[SectionItem | CommandItem]):
 
 
 class IterablesFirst(Invariant[SectionItem]):
+    """Sound: the order of sections in one stream is exact; early FULL sections, before any END, are allowed,
+    and postcopy is not judged.
+
+    Misses: the order of the FULL sections among themselves: FR-11.
+    """
+
     passport = Passport(
         "SM-3",
         "In precopy no END follows a FULL section that itself follows an END.",
@@ -132,6 +151,12 @@ class IterablesFirst(Invariant[SectionItem]):
 
 
 class InitDataOnce(Invariant[VfioItem]):
+    """Sound: judged only for machine types that are known to have a single acknowledgement.
+
+    Misses: a second one from a machine type that is not known, and one that comes before the initial data are
+    through.
+    """
+
     passport = Passport(
         "SM-6",
         "A device sends INIT_DATA_SENT at most once, unless acknowledgements are counted (machine types "
@@ -157,6 +182,12 @@ class InitDataOnce(Invariant[VfioItem]):
 
 
 class ConfigLoadReady(Invariant[VfioItem]):
+    """Sound: a target refuses the second in every release that knows it; a machine type that has it off by
+    default leaves the first unknown.
+
+    Misses: one that never comes while the target waits for it: LV-5.
+    """
+
     passport = Passport(
         "SM-8",
         "A device sends CONFIG_LOAD_READY at most once.",

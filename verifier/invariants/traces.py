@@ -35,6 +35,13 @@ _PACKET = struct.Struct("<QII")  # packet_num, flags, next_packet_size
 
 
 class TracedLoadOrder(Invariant[LoadTrace]):
+    """Sound: the trace has a line at the start and at the end of each load of the one load thread; judged
+    only from the thread's own start on.
+
+    Misses: a load that has no line because tracing was switched off, and other QEMUs than those whose events
+    are known.
+    """
+
     passport = Passport(
         "TR-1",
         "A QEMU loads a device's multifd buffers one after the other in index order without gap, the config "
@@ -90,6 +97,12 @@ class TracedLoadOrder(Invariant[LoadTrace]):
 
 
 class TracedArrival(Invariant[LoadTrace]):
+    """Sound: judged only in a log that shows it was on before any state came; what waits is bounded, over
+    which it is unknown.
+
+    Misses: a buffer whose content is another's: EQ-1.
+    """
+
     passport = Passport(
         "TR-2",
         "Each buffer comes in once, and a QEMU loads it after that (by its trace).",
@@ -178,6 +191,12 @@ class _Side:
 
 
 class TracedPackets(Invariant[PacketTrace | ThreadTrace | RamFrame]):
+    """Sound: a channel is compared from its thread's start line on, packet by packet, in the order of one
+    connection; whichever is ahead waits, within bounds.
+
+    Misses: device-state packets, which have no such event, and page contents.
+    """
+
     passport = Passport(
         "TR-3",
         "The RAM and SYNC packets that a QEMU's multifd threads say they sent and received are those of the "
@@ -249,6 +268,11 @@ class TracedPackets(Invariant[PacketTrace | ThreadTrace | RamFrame]):
 
 
 class TracedCount(Invariant[ThreadTrace | RamFrame | DeviceStateFrame]):
+    """Sound: the count is the thread's own at its end; a log of more than one migration leaves it unknown.
+
+    Misses: packets that are counted and wrong: TR-3.
+    """
+
     passport = Passport(
         "TR-4",
         "A multifd thread counts as many packets as its channel has in the capture: at the source those of "

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from verifier.invariants.passport import Invariant
+from verifier.invariants.passport import Invariant, limits
 from verifier.report.console import open_console
 from verifier.report.sizes import duration_text, rate_text, size_text
 from verifier.verdict import DeviceRow, Report, Standing, Unknown, Violation
@@ -193,11 +193,14 @@ def passport(invariant: type[Invariant[Any]]) -> dict[str, Any]:
         "source": str(said.source),
         "scope": said.scope.name,
         "needs": [need.value for need in said.needs],
+        **limits(invariant)._asdict(),
     }
 
 
-def print_catalogue(invariants: Iterable[type[Invariant[Any]]], out: TextIO) -> None:
-    """Every invariant with its passport, a paragraph each."""
+def print_catalogue(
+    invariants: Iterable[type[Invariant[Any]]], out: TextIO, *, in_full: bool = False
+) -> None:
+    """Every invariant with its passport, a paragraph each. in_full: also how far it is to be believed."""
     console = open_console(out)
     for invariant in invariants:
         said = passport(invariant)
@@ -207,6 +210,9 @@ def print_catalogue(invariants: Iterable[type[Invariant[Any]]], out: TextIO) -> 
             f"      a break {said['severity']} · per {said['scope']} · to hold it needs {needs}", style="dim"
         )
         console.print(f"      {escape(said['source'])}", style="dim")
+        if in_full:
+            console.print(f"      sound: {escape(said['sound'])}")
+            console.print(f"      misses: {escape(said['misses'])}")
 
 
 _HEAD_FIELDS = ("flow", "kind", "event", "offset", "size", "time_ns", "t")
