@@ -283,13 +283,13 @@ class NeverBothRun(Invariant[VmTrace | QmpEvent]):
         self.spans: dict[str, list[tuple[Said, int]]] = {"source": [], "target": []}  # with their ends
         self.open: dict[str, Said] = {}
         self.first: dict[str, Said] = {}
-        self.last_ns = 0
+        self.last_ns: dict[str, int] = {}  # who was killed says no more: it ran until its last line
 
     def on(self, seen: Said, event: VmTrace | QmpEvent) -> Iterator[Finding]:
         if not seen.time_ns:
             return iter(())
         role, running = seen.role, _running(event)
-        self.last_ns = max(self.last_ns, seen.time_ns)
+        self.last_ns[role] = seen.time_ns
         first = self.first.setdefault(role, seen)
         if running:
             self.open.setdefault(role, seen)
@@ -308,7 +308,7 @@ class NeverBothRun(Invariant[VmTrace | QmpEvent]):
 
     def at_end(self) -> Iterator[Finding]:
         for role, begun in self.open.items():
-            self.spans[role].append((begun, self.last_ns))
+            self.spans[role].append((begun, self.last_ns[role]))
         sources, targets = self.spans["source"], self.spans["target"]
         self.exercised = bool(sources and targets)
         at = 0
