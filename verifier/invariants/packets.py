@@ -31,9 +31,12 @@ _PAGES = MULTIFD_PACKET_BYTES // PAGE_BYTES
 _COMPRESSED_MAX = 1 << 20
 _NAMES_MAX = 4096
 _SYNC = MultifdFlag.SYNC
-_ALONE = MultifdFlag.SYNC | MultifdFlag.DEVICE_STATE
+_ALONE = int(MultifdFlag.SYNC | MultifdFlag.DEVICE_STATE)
 _NO_NAME = bytes(256)
 _UNUSED = bytes(24)
+# Plain numbers: they are looked at for every packet.
+_KNOWN = int(MULTIFD_FLAGS_KNOWN)
+_DEVICE_STATE = int(MultifdFlag.DEVICE_STATE)
 
 
 def may_precede_nine(facts: Facts) -> str:
@@ -47,9 +50,9 @@ def may_precede_nine(facts: Facts) -> str:
 
 
 class Flags(Invariant[RamFrame | DeviceStateFrame]):
-    """Sound: the known flags are those of 11.1, and SYNC and DEVICE_STATE packets are of their own in every
-    release since 9.0 and 10.0; earlier sources may set SYNC on a packet with pages, but never with another
-    flag.
+    """Sound: the known flags are those of 11.1; DEVICE_STATE packets stand alone wherever they exist, and
+    SYNC beside a compression method is left unknown where the machine type allows a source older than 9.0,
+    which sends both at once.
 
     Misses: a flag that is known and not true of the packet; MP-10 inflates, MP-13 looks into SYNC packets.
     """
@@ -63,12 +66,28 @@ class Flags(Invariant[RamFrame | DeviceStateFrame]):
     )
     kinds = (RamFrame, DeviceStateFrame)
 
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.sync: Finding | None = None  # beside a compression method
+
     def on(self, seen: Seen, event: RamFrame | DeviceStateFrame) -> Iterator[Finding]:
         flags = event.head.flags
-        if flags & ~MULTIFD_FLAGS_KNOWN:
+        if flags & (flags - 1) == 0 and flags & _KNOWN == flags:
+            return
+        if flags & _KNOWN != flags:
             yield Finding(f"flags {flags:#x} have unknown bits", (seen,))
-        elif flags & _ALONE and flags & (flags - 1):
-            yield Finding(f"flags {flags:#x} combine what stands alone", (seen,))
+        elif flags & _ALONE:
+            finding = Finding(f"flags {flags:#x} combine what stands alone", (seen,))
+            if flags & _DEVICE_STATE:
+                yield finding
+            else:
+                self.sync = self.sync or finding
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.sync is not None:
+            self.unknown = may_precede_nine(self.facts)
+            if not self.unknown:
+                yield self.sync
 
 
 class OneCompression(Invariant[RamFrame]):
@@ -315,7 +334,7 @@ class DataInflates(Invariant[PagesDone]):
 class Reserved(Invariant[RamFrame]):
     """Sound: a source fills in a cleared head, and no release gives these fields a meaning.
 
-    Misses: nothing of the statement; stale offsets beyond the counts are seen as unused places that are set.
+    Misses: what follows the head (MP-9); of the head, every field without a meaning is looked at.
     """
 
     passport = Passport(
@@ -409,7 +428,8 @@ class SyncEmpty(Invariant[RamFrame]):
     """Sound: since 9.0 a SYNC is a packet of its own; where the machine type allows an older source it is
     unknown.
 
-    Misses: the first of several filled SYNCs only is told.
+    Misses: a filled SYNC under a machine type that older sources know, though the source was a new one; TR-3
+    and the source's trace tell its release.
     """
 
     passport = Passport(

@@ -256,7 +256,7 @@ class ShutAfterEnd(Invariant[ReturnPathItem | EofItem]):
     """Sound: as for RP-1, 1 s of slack stands for the capture's own queues.
 
     Misses: a SHUT 0 that is too early by less than 1 s, or after the end mark and before everything is
-    loaded: LV-3's counterpart is EQ-4, DS-14.
+    loaded: DS-14 and EQ-4 count what was.
     """
 
     passport = Passport(

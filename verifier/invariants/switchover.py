@@ -214,8 +214,8 @@ class ConfigLoadReady(Invariant[VfioItem]):
 
 
 class KnownRunState(Invariant[StateDone]):
-    """Sound: the list is QAPI's RunState as of 11.1, to which releases have only added; a name that is not in
-    it is refused by all of them.
+    """Sound: the list is every RunState of QAPI from 9.0 to 11.1; a name that is not in it is refused by all
+    of them.
 
     Misses: a known name that is not what the VM was doing; the ends' QMP events would tell (STOP, RESUME).
     """
