@@ -45,3 +45,12 @@ def test_what_is_not_judged_is_no_invariant_and_names_those_that_are() -> None:
         assert rule.statement.endswith(".")
         assert rule.why.endswith(".")
         assert set(_ID.findall(rule.why)) <= IDS
+
+
+@pytest.mark.parametrize(
+    "family", ["CH", "FR", "MP", "RS", "DS", "BC", "SM", "RP", "EN", "ST", "EQ", "OC", "TR", "LV"]
+)
+def test_no_number_of_a_family_is_passed_over_in_silence(family: str) -> None:
+    told = {*IDS, *(rule.id for rule in UNJUDGED)}
+    numbers = {int(name.partition("-")[2]) for name in told if name.startswith(f"{family}-")}
+    assert numbers == set(range(1, max(numbers) + 1))

@@ -24,6 +24,8 @@ from mockdev.lab.qemu_end import Vm
 from mockdev.runtime.config import MigrationConfig
 from tests.confined import FEW_FILES, LISTENED, WITHOUT_MEMORY
 from verifier.cli.group import execute
+from verifier.history.observation import QmpEvent
+from verifier.history.qmp import read_events
 
 END_S = 30.0
 SMALL = ["--vfs", "1", "--state-size", "1MiB", "--profile", "unlimited"]
@@ -238,6 +240,31 @@ def test_a_qemu_that_answers_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Qemu, "answer_s", 0.2)
         with pytest.raises(QemuError, match=r"has not answered query-status within 0\.2 s"):
             hung.execute("query-status")
+
+
+@pytest.mark.usefixtures("home")
+def test_the_events_of_a_qemu_are_kept_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "source.qmp.jsonl"
+    with Qemu(find_qemu(), ["-machine", "none", "-nodefaults", "-display", "none"], events=path) as qemu:
+        for command in ("stop", "cont"):
+            qemu.execute(command)
+        assert qemu.quit() == 0
+    assert [said.line.event for said in read_events(path) if isinstance(said.line, QmpEvent)] == [
+        "STOP",
+        "RESUME",
+        "SHUTDOWN",
+    ]
+    assert not qemu.events_lost
+
+
+@pytest.mark.usefixtures("home")
+def test_events_that_find_the_disk_full_are_told_and_end_nothing() -> None:
+    arguments = ["-machine", "none", "-nodefaults", "-display", "none"]
+    with Qemu(find_qemu(), arguments, events=Path("/dev/full")) as qemu:
+        for command in ("stop", "cont"):
+            qemu.execute(command)
+        assert qemu.events_lost == "QMP's events could not be written: No space left on device"
+        assert qemu.execute("query-status")["running"]
 
 
 def test_called_off_while_a_machine_is_recorded(home: Path) -> None:

@@ -285,12 +285,19 @@ class NoneHangs(Invariant[EndRecord]):
 
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
-        self.exercised = not facts.disturbed
+        self.exercised = False
+        self.end: Said | None = None
 
-    def on(self, seen: Said, event: EndRecord) -> Iterator[Finding]:
+    def on(self, seen: Said, event: EndRecord) -> Iterator[Finding]:  # noqa: ARG002
+        self.end = seen
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
         self.exercised = not self.facts.disturbed
-        if self.exercised and event.outcome == "killed":
-            yield Finding(f"the {seen.role} did not end: {event.error}", (seen,))
+        if not self.exercised or self.end is None or not isinstance(self.end.line, EndRecord):
+            return
+        if self.end.line.outcome == "killed":
+            yield Finding(f"the {self.end.role} did not end: {self.end.line.error}", (self.end,))
 
 
 LIVENESS = (AllCameIsLoaded, SavedIsSent, ShutWhenLoaded, CompletesWhenTold, NoneHangs)
