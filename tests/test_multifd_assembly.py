@@ -125,3 +125,14 @@ def test_no_cap_and_no_negative_queue() -> None:
     assert budget.remove(1 << 40) == 0
     with pytest.raises(LocalProtocolError):
         budget.remove(1)
+
+
+@given(st.integers(0, 8).flatmap(lambda last: st.permutations(range(last + 1))))
+def test_it_is_whole_once_the_last_to_come_is_here(order: list[int]) -> None:
+    assembly: Assembly[bytes] = Assembly(DEVICE)
+    for number, idx in enumerate(order):
+        assembly.insert(buffer(idx, config=idx == max(order)))
+        assert assembly.whole == (number == len(order) - 1)
+    while assembly.ready:
+        assembly.take()
+        assert assembly.whole

@@ -147,3 +147,23 @@ def test_a_place_in_the_stream_is_known_when_all_before_are_announced() -> None:
         plan.announce(0, 3, 40, config=False)
     with pytest.raises(RemoteProtocolError, match="buffer 0 came a second time"):
         plan.announce(0, 0, 10, config=False)
+
+
+def test_late_nothing_is_loaded_before_all_devices_have_everything() -> None:
+    plan: LoadPlan[None] = LoadPlan(("vf0", "vf1"), late=True)
+    plan.start()
+    plan.received(0, Buffer(0, 10, False, None))
+    plan.received(0, Buffer(1, 1, True, None))
+    plan.received(1, Buffer(1, 2, True, None))
+    assert plan.take() is None
+    assert not plan.can_load
+    plan.received(1, Buffer(0, 20, False, None))
+    assert plan.total == plan.total_max == 33
+    loads = []
+    while (job := plan.take()) is not None:
+        plan.written(job)
+        plan.loaded(job)
+        loads.append((job.device, job.buffer.idx))
+    assert loads == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert plan.complete
+    assert (plan.total, plan.total_max) == (0, 33)

@@ -38,6 +38,7 @@ SHAPES: list[dict[str, Any]] = [
     {"transfer": "main", "precopy_bytes": 700},
     {"zero_pages": "legacy"},
     {"zero_pages": "none", "load_threads": 1},
+    {"load_late": True},
     {"queue_cap_bytes": 64 * KIB, "in_flight_max": 1},
 ]
 

@@ -104,6 +104,11 @@ class Assembly(Generic[B]):
         return len(self._kept)
 
     @property
+    def whole(self) -> bool:
+        """Whether every buffer up to the config buffer is here or has been taken."""
+        return self.config_idx is not None and self.next_idx + len(self._kept) > self.config_idx
+
+    @property
     def complete(self) -> bool:
         """Whether every buffer up to the config buffer has been taken."""
         return self.config_idx is not None and self.next_idx > self.config_idx

@@ -42,11 +42,23 @@ class _Intake(Generic[B]):
 class LoadPlan(Generic[B]):
     """The intake of several devices. devices: their idstrs; cap: queued bytes per device, or None.
 
+    late: no device is loaded before all buffers of all devices have come, as if every load thread were late:
+    nothing queues more. total, total_max: queued bytes of all devices, now and at most.
     Not safe from several threads at once; its owner locks it.
     """
 
-    def __init__(self, devices: Sequence[str], cap: int | None = None, ahead_max: int = AHEAD_MAX) -> None:
+    def __init__(
+        self,
+        devices: Sequence[str],
+        cap: int | None = None,
+        ahead_max: int = AHEAD_MAX,
+        *,
+        late: bool = False,
+    ) -> None:
         self._intakes: list[_Intake[B]] = [_Intake(name, cap, ahead_max) for name in devices]
+        self._late = late
+        self.total = 0
+        self.total_max = 0
         self._ready: deque[int] = deque()  # devices with a next buffer and no loader
         self._left = len(self._intakes)
         self.started = False
@@ -56,8 +68,7 @@ class LoadPlan(Generic[B]):
         if self.started:
             raise RemoteProtocolError("SWITCHOVER_START came a second time", channel="main", field="command")
         self.started = True
-        for device in range(len(self._intakes)):
-            self._list(device)
+        self._list_all()
 
     def announce(self, device: int, idx: int, size: int, *, config: bool) -> int | None:
         """The heads of a buffer were read, its payload comes next.
@@ -75,7 +86,13 @@ class LoadPlan(Generic[B]):
         intake = self._intakes[device]
         queued = intake.budget.add(buffer.idx, buffer.size)
         intake.assembly.insert(buffer)
-        self._list(device)
+        self.total += buffer.size
+        self.total_max = max(self.total_max, self.total)
+        if not self._late:
+            self._list(device)
+        elif all(other.assembly.whole for other in self._intakes):
+            self._late = False
+            self._list_all()
         return queued
 
     def take(self, device: int | None = None) -> LoadJob[B] | None:
@@ -98,7 +115,9 @@ class LoadPlan(Generic[B]):
 
     def written(self, job: LoadJob[B]) -> int:
         """The device took the whole buffer; its queued bytes then. Its loader keeps it until `loaded`."""
-        return self._intakes[job.device].budget.remove(job.buffer.size)
+        left = self._intakes[job.device].budget.remove(job.buffer.size)
+        self.total -= job.buffer.size
+        return left
 
     def loaded(self, job: LoadJob[B]) -> None:
         """The loader is done with a buffer that was `written`: the device's next one may be loaded."""
@@ -133,8 +152,14 @@ class LoadPlan(Generic[B]):
         """Most bytes that this device had queued."""
         return self._intakes[device].budget.queued_max
 
+    def _list_all(self) -> None:
+        for device in range(len(self._intakes)):
+            self._list(device)
+
     def _list(self, device: int) -> None:
         intake = self._intakes[device]
-        if self.started and not intake.listed and intake.loading is None and intake.assembly.ready:
+        if self._late or not self.started or intake.listed or intake.loading is not None:
+            return
+        if intake.assembly.ready:
             intake.listed = True
             self._ready.append(device)

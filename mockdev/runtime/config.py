@@ -30,9 +30,10 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
     "main": then RAM too goes over the main channel. transfer: how device state goes. profile: what device
     commands cost (device/timing.py). precopy_bytes: of each state, may be sent before the stop; 0: off.
     queue_cap_bytes: per device at the target, None: none. load_threads: None: the receiving threads load
-    when the profile costs nothing, else one thread per device. zero_pages: who finds zero pages, as QEMU's
-    zero-page-detection. capture: what the endpoints' tap keeps; capture_at: which endpoint. uuid: of
-    the VM, as text; a QEMU's machine has its own. dialect: the release whose machine type is spoken.
+    when the profile costs nothing, else one thread per device. load_late: nothing is loaded before all
+    buffers of all devices have come. zero_pages: who finds zero pages, as QEMU's zero-page-detection.
+    capture: what the endpoints' tap keeps; capture_at: which endpoint. uuid: of the VM, as text; a QEMU's
+    machine has its own. dialect: the release whose machine type is spoken.
 
     switchover_ack: the target says when it has the first of each device's PRE_COPY state, and the source
     stops the VM no sooner. ram_bytes_max: RAM that a QEMU's machine may have, at most.
@@ -55,6 +56,7 @@ class MigrationConfig(msgspec.Struct, frozen=True, kw_only=True):
     switchover_ack: bool = False
     queue_cap_bytes: int | None = None
     load_threads: int | None = None
+    load_late: bool = False
     ram_bytes: int = 16 * MIB
     ram_bytes_max: int = 4096 * MIB
     zero_pages: Literal["multifd", "legacy", "none"] = "multifd"

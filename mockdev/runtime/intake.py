@@ -59,7 +59,8 @@ class Intake:
         self._inline = inline
         self._numbers = {slot.idstr.encode().ljust(256, b"\0"): number for number, slot in enumerate(slots)}
         cap = migration.queue_cap_bytes
-        self._plan: LoadPlan[Held] = LoadPlan([slot.idstr for slot in slots], cap)
+        names = [slot.idstr for slot in slots]
+        self._plan: LoadPlan[Held] = LoadPlan(names, cap, late=migration.load_late)
         self._pool = BufferPool(_pool_limit(migration))
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -105,6 +106,8 @@ class Intake:
                 self._changed, self._all_loaded, lambda: "the stream has ended, and not all is loaded"
             )
             self._waiting -= 1
+            if self._slots:
+                self._session.mark("queued-bytes-max", self._plan.total_max)
 
     def wait_closed(self, seconds: float) -> None:
         """Give the source this long to close its channels, then stop waiting for it."""

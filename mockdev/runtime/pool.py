@@ -6,8 +6,8 @@ from __future__ import annotations
 from mockdev.wire.structs import VFIO_BUFFER_BYTES_MAX
 
 LARGE_BYTES = VFIO_BUFFER_BYTES_MAX
-_SMALL_BYTES_MAX = 256 << 10
-_OVERHEAD_BYTES = 512  # what keeping even an empty buffer costs
+SMALL_BYTES_MAX = 256 << 10
+OVERHEAD_BYTES = 512  # what keeping even an empty buffer costs
 
 
 class BufferPool:
@@ -24,16 +24,16 @@ class BufferPool:
 
     def take(self, size: int) -> memoryview | None:
         """A buffer of at least `size` bytes (at most 1 MiB); None when too much is given out."""
-        cost = size + _OVERHEAD_BYTES
+        cost = size + OVERHEAD_BYTES
         if self.used + cost > self.limit:
             return None
         self.used += cost
-        if size <= _SMALL_BYTES_MAX:
+        if size <= SMALL_BYTES_MAX:
             return memoryview(bytearray(size))
         return self._free.pop() if self._free else memoryview(bytearray(LARGE_BYTES))
 
     def give_back(self, buffer: memoryview, size: int) -> None:
         """A buffer that `take(size)` gave is free again."""
-        self.used -= size + _OVERHEAD_BYTES
-        if size > _SMALL_BYTES_MAX:
+        self.used -= size + OVERHEAD_BYTES
+        if size > SMALL_BYTES_MAX:
             self._free.append(buffer)

@@ -95,7 +95,7 @@ class Target:
         self.prepare()
         free = is_free(PROFILES[migration.profile])
         multifd = migration.transfer == "multifd"
-        inline = free and migration.load_threads is None
+        inline = free and migration.load_threads is None and not migration.load_late
         self._intake = Intake(session, self._slots if multifd else (), inline=inline)
         self._gate = SyncGate(session, migration.channels)
         assert self._expected is not None

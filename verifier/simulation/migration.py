@@ -97,7 +97,7 @@ class _Stage:
             _ram(config.ram_bytes, filled=False),
             self.ram,
             self.patterns,
-            inline=scene.profile.free and config.load_threads is None,
+            inline=scene.profile.free and config.load_threads is None and not config.load_late,
             yields=yields,
         )
         self._connect()

@@ -85,7 +85,7 @@ class Target(Side):
         self.multifd = config.transfer == "multifd"
         self.by_name = {slot.name: number for number, slot in enumerate(slots)}
         names = [slot.name for slot in slots] if self.multifd else []
-        self.plan: LoadPlan[memoryview] = self.plan_type(names, config.queue_cap_bytes)
+        self.plan: LoadPlan[memoryview] = self.plan_type(names, config.queue_cap_bytes, late=config.load_late)
         self.changed = Signal(world)  # of the plan, or of the channels
         self.config_lock = False
         self.open_channels = config.channels
@@ -295,6 +295,7 @@ class Target(Side):
             if not self.open_channels and not self.plan.can_load:
                 raise RemoteProtocolError(self.plan.missing() + "; all channels have ended", field="idx")
             yield self.changed
+        self.mark("queued-bytes-max", self.plan.total_max)
 
     # -- sync ----------------------------------------------------------------------------------------
 
