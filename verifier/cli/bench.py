@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
-from verifier.cli import HOLDS, UNKNOWN
+from verifier.cli import HOLDS, UNKNOWN, VIOLATED
 from verifier.cli.options import machine, profile, qemu, target_qemu
 from verifier.cli.output import OutputError, printing
-from verifier.cli.values import Size
+from verifier.cli.values import Rate, Size
 
 if TYPE_CHECKING:
     from mockdev.lab.migration import Pair
+    from verifier.bench.cap import Case
+    from verifier.bench.cap_forced import Forced
 
 
 @click.group("bench")
@@ -195,3 +198,150 @@ def _qemus(qemu: str | None, target_qemu: str | None, accel: str | None, machine
     )
     words = f"QEMU {check_vm(source)} to QEMU {check_vm(target)}, {chosen.upper()}"
     return Pair(source=source, target=target), words
+
+
+@command.command("cap")
+@click.option("--vfs", default=4, show_default=True, type=click.IntRange(1, 30), help="Devices.")
+@click.option(
+    "--channels", default=8, show_default=True, type=click.IntRange(1, 255), help="Multifd connections."
+)
+@click.option(
+    "--state-size",
+    default="400MiB",
+    show_default=True,
+    type=Size(1),
+    help="What each device's save file gives after the stop.",
+)
+@click.option("--buffer", default="1MiB", show_default=True, type=Size(1), help="Of one multifd buffer.")
+@click.option(
+    "--config-size", default="4326", show_default=True, type=Size(1), help="Of a device's config buffer."
+)
+@click.option(
+    "--load-rate",
+    default="380MB/s",
+    show_default=True,
+    type=Rate(1),
+    help="At which one device loads, at least.",
+)
+@click.option(
+    "--send-rate", type=Rate(1), help="What the target can receive, over all channels.  [default: no limit]"
+)
+@click.option(
+    "--stall",
+    type=click.FloatRange(0, 3_600_000),
+    metavar="MS",
+    help="The longest that a buffer can be late for its loader, whoever is to blame.  [default: no limit]",
+)
+@click.option("--queue-cap", type=Size(1), help="Say whether this cap for a device is enough.")
+@click.option(
+    "--observed",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Put what a run had queued beside it.",
+)
+@click.option(
+    "--force", is_flag=True, help="Reach the worst case by real migrations, and meet the cap there."
+)
+@click.option(
+    "--force-size",
+    default="16MiB",
+    show_default=True,
+    type=Size(1),
+    help="State of each device in them, if that is less.",
+)
+@click.option("--qemu", metavar="PATH", help="With --force: also with this QEMU as the target.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def cap(
+    queue_cap: int | None,
+    observed: Path | None,
+    force: bool,
+    force_size: int,
+    qemu: str | None,
+    as_json: bool,
+    **asked: Any,
+) -> int:
+    """The most that a target can ever have queued, with its proof and a schedule that reaches it.
+
+    Buffers wait at the target when they came out of order, or faster than the device loads. Without
+    --send-rate or --stall all of the state can wait at once. With both it is less: the link brings no more
+    than the send rate, and no buffer can be loaded later than the stall after it was due. See
+    docs/queue-cap.md.
+    """
+    from mockdev.errors import VfmigError
+    from verifier.bench.cap import Case, certify, judge_cap
+    from verifier.bench.cap_claim import rule
+    from verifier.bench.cap_forced import observe
+    from verifier.bench.cap_search import searched
+    from verifier.report import text
+    from verifier.report.cap_text import print_cap
+
+    if qemu is not None and not force:
+        raise click.UsageError("--qemu is for --force")
+    case = Case(
+        vfs=asked["vfs"],
+        channels=asked["channels"],
+        state_bytes=asked["state_size"],
+        buffer_bytes=asked["buffer"],
+        config_bytes=asked["config_size"],
+        load_rate=asked["load_rate"],
+        send_rate=asked["send_rate"],
+        stall_ns=None if asked["stall"] is None else int(asked["stall"] * 1e6),
+    )
+    try:
+        certificate = certify(case, searched())
+    except VfmigError as error:
+        raise click.UsageError(str(error)) from None
+    found = None if observed is None else observe(observed)
+    beside, refuted = ("", False) if found is None else found.beside(certificate)
+    verdict = None if queue_cap is None else judge_cap(certificate, queue_cap)
+    sockets = (case.channels + 1) * _socket_bytes()
+    claim = rule(certificate)
+    runs = _force(case, force_size, qemu) if force else []
+    with printing():
+        if as_json:
+            text.write_json(
+                {
+                    "schema": "vfmig.bench.cap/1",
+                    **msgspec.structs.asdict(certificate),
+                    "queue_cap": verdict,
+                    "observed_bytes": None if found is None else found.all_bytes,
+                    "observed": found,
+                    "socket_bytes": sockets,
+                    "claim": claim,
+                    "forced": runs,
+                }
+            )
+        else:
+            print_cap(certificate, verdict, beside, sockets, claim, runs, sys.stdout)
+    if refuted or any(run.late and not run.as_certified for run in runs):
+        return VIOLATED
+    return HOLDS if all(run.late for run in runs) else UNKNOWN
+
+
+def _force(case: Case, size: int, qemu: str | None) -> list[Forced]:
+    """Forced runs of the case, with less state if it has more. A usage error: they cannot be had."""
+    from mockdev.errors import VfmigError
+    from mockdev.multifd.assembly import AHEAD_MAX
+    from verifier.bench.cap_forced import force, forced_config, unlimited
+    from verifier.cli.room import check_room
+
+    small = msgspec.structs.replace(case, state_bytes=min(size, case.state_bytes))
+    if small.buffers > AHEAD_MAX:
+        raise click.UsageError(f"--force with {small.buffers} buffers a device; {AHEAD_MAX} can be kept")
+    config = forced_config(unlimited(small))
+    try:
+        config.check()
+    except VfmigError as error:
+        raise click.UsageError(f"--force: {error}") from None
+    check_room(config)
+    runs = force(small, qemu, _say)
+    _say("")
+    return runs
+
+
+def _socket_bytes(path: Path = Path("/proc/sys/net/ipv4/tcp_rmem")) -> int:
+    """What the kernel keeps of one connection that is not read, at most; 0 when it does not say."""
+    try:
+        return int(path.read_text().split()[2])
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -46,3 +46,13 @@ class Size(click.ParamType[int]):
         if size < self.minimum:
             self.fail(f"{value} is less than {size_text(self.minimum)}", param, ctx)
         return size
+
+
+class Rate(Size):
+    """Bytes a second: 380MB/s, 1GiB, 12500000."""
+
+    name = "rate"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes a second; a usage error when it is no rate."""
+        return super().convert(value if isinstance(value, int) else str(value).removesuffix("/s"), param, ctx)
