@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from verifier.capture.interface import Interface
 
 HEADER_BYTES = 24
-_RECORD_BYTES = 16
-_PACKET_BYTES_MAX = 1 << 28  # no link carries more in one frame: a longer one is damage, not a cut
+RECORD_BYTES = 16
+PACKET_BYTES_MAX = 1 << 28  # no link carries more in one frame: a longer one is damage, not a cut
 _TICKS = {0xA1B2C3D4: 1_000_000, 0xA1B23C4D: 1_000_000_000}
 _RAW_AS_DLT = {12: 101, 14: 101}  # LINKTYPE_RAW as some systems wrote it
 
@@ -38,27 +38,32 @@ def read_header(data: mmap.mmap) -> Interface:
 
 
 class PcapWalk:
-    """Walks the packets once. `damage` is a sentence about where and why it stopped before the end."""
+    """Walks the packets once. `damage` is a sentence about where and why it stopped before the end.
 
-    def __init__(self, data: mmap.mmap, interface: Interface) -> None:
+    size, more: as pcapng.Capture.
+    """
+
+    def __init__(self, data: mmap.mmap, interface: Interface, size: int, more: Callable[[], int]) -> None:
         self.data = data
         self.interface = interface
+        self.size = size
+        self.more = more
         self.damage = ""
 
     def packets(self) -> Iterator[Packet]:
         """As pcapng.Capture.packets."""
-        data, interface, size = self.data, self.interface, len(self.data)
+        data, interface, size = self.data, self.interface, self.size
         fields = struct.Struct(byte_order(data[:4]) + "IIII").unpack_from
         scale = interface.scale
         second = interface.ticks_per_second
         position = HEADER_BYTES
-        while position < size:
-            start = position + _RECORD_BYTES
+        while position < size or (size := self.more()) > position:
+            start = position + RECORD_BYTES
             if start > size:
                 self.damage = f"the file ends inside the packet at offset {position}"
                 return
             seconds, fraction, captured, original = fields(data, position)
-            if captured > _PACKET_BYTES_MAX:
+            if captured > PACKET_BYTES_MAX:
                 self.damage = (
                     f"the packet at offset {position} claims {captured} bytes, which is nonsense; "
                     "the part before it was read"

@@ -26,9 +26,9 @@ from verifier.capture.interface import NANOSECONDS, Interface
 from verifier.capture.opening import UNPACKED_BYTES_MAX, CaptureError, map_file
 
 SECTION, INTERFACE, OLD_PACKET, SIMPLE_PACKET, STATISTICS, PACKET = 0x0A0D0D0A, 1, 2, 3, 5, 6
-_SECTION_MAGIC = b"\x0a\x0d\x0d\x0a"
-_ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
-_BLOCK_BYTES_MIN = 12
+SECTION_MAGIC = b"\x0a\x0d\x0d\x0a"
+ORDERS = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
+BLOCK_BYTES_MIN = 12
 _INTERFACES_MAX = 65_536
 
 Packet = pcap.Packet
@@ -42,11 +42,11 @@ def open_capture(path: str | PathLike[str], *, unpacked_bytes_max: int = UNPACKE
     mapped = map_file(Path(path), unpacked_bytes_max)
     data = mapped.data
     magic = data[:4]
-    kind = "pcapng" if magic == _SECTION_MAGIC else "pcap" if pcap.byte_order(magic) else ""
+    kind = "pcapng" if magic == SECTION_MAGIC else "pcap" if pcap.byte_order(magic) else ""
     smallest = 28 if kind == "pcapng" else pcap.HEADER_BYTES
     if kind and len(data) < smallest:
         reason = f"{path} ends inside its first header, so there is nothing in it to read"
-    elif kind == "pcapng" and data[8:12] not in _ORDERS:
+    elif kind == "pcapng" and data[8:12] not in ORDERS:
         reason = f"{path} begins like pcapng, but its byte-order magic is {data[8:12].hex()}, which is none"
     elif not kind:
         reason = f"{path} is not a capture: it begins with {magic.hex()}, which is neither pcap nor pcapng"
@@ -62,12 +62,13 @@ class Capture:
     path; format: "pcap" or "pcapng"; data: the mapped bytes (of the unpacked file, when compressed).
     interfaces: every capture point met so far, complete once packets() has run to its end.
     truncated: "" or a sentence about where reading stopped before the end, and why; what lies before
-    that place was read.
+    that place was read. size: how many bytes there are to read.
     """
 
     def __init__(self, path: Path, data: mmap.mmap, kind: str, damage: str) -> None:
         self.path = path
         self.data = data
+        self.size = len(data)
         self.format = kind
         self.interfaces: list[Interface] = []
         self.truncated = damage
@@ -86,6 +87,10 @@ class Capture:
         with suppress(BufferError):
             self.data.close()
 
+    def more(self) -> int:
+        """The size, once all before it was read; larger than before in a file that grows (`growing`)."""
+        return self.size
+
     @property
     def drops(self) -> int | None:
         """Packets that capture points say they lost; None when none of them says."""
@@ -103,12 +108,12 @@ class Capture:
         self.truncated = self._unpacking_damage
         if self.format == "pcap":
             self.interfaces.append(pcap.read_header(self.data))
-            walk = pcap.PcapWalk(self.data, self.interfaces[0])
+            walk = pcap.PcapWalk(self.data, self.interfaces[0], self.size, self.more)
             yield from walk.packets()
             self._stop(walk.damage)
             return
         position = 0
-        while 0 <= position < len(self.data):
+        while 0 <= position < self.size:
             section = _Section(self, position)
             yield from section.packets()
             position = section.end
@@ -134,8 +139,8 @@ class _Section:
 
     def packets(self) -> Iterator[Packet]:
         """The section's packets; sets `end` when another section follows."""
-        data, size = self.data, len(self.data)
-        order = _ORDERS.get(data[self.start + 8 : self.start + 12])
+        data, size = self.data, self.capture.size
+        order = ORDERS.get(data[self.start + 8 : self.start + 12])
         if order is None:
             self._damage(f"the section at offset {self.start} has no byte-order magic")
             return
@@ -160,19 +165,22 @@ class _Section:
                         yield start, start + captured, original, (high << 32 | low) * scale + shift, index, ""
                         position, previous = following, length
                         continue
+            if position == size and (grown := self.capture.more()) > size:
+                size, packed_max = grown, grown - 28
+                continue
             position, previous, packet = self._block(position, previous)
             if packet is not None:
                 yield packet
 
     def _skip(self, position: int) -> tuple[int, int]:
         """Checks the block at `position` and gives (where the next begins, this one's length) or (-1, 0)."""
-        data, size = self.data, len(self.data)
-        if position + _BLOCK_BYTES_MIN > size:
+        data, size = self.data, self.capture.size
+        if position + BLOCK_BYTES_MIN > size:
             if position < size:
                 self._damage(f"the file ends inside the block at offset {position}")
             return -1, 0
         length: int = struct.unpack_from(self.order + "I", data, position + 4)[0]
-        if length < _BLOCK_BYTES_MIN or length % 4:
+        if length < BLOCK_BYTES_MIN or length % 4:
             self._damage(f"the block at offset {position} claims a length of {length}, which is nonsense")
             return -1, 0
         following = position + length
@@ -199,7 +207,7 @@ class _Section:
                 f"the block before offset {position} has a length of {previous}, but {trailer} at its end"
             )
             return -1, 0, None
-        if self.data[position : position + 4] == _SECTION_MAGIC:
+        if self.data[position : position + 4] == SECTION_MAGIC:
             self.end = position
             return -1, 0, None
         following, length = self._skip(position)

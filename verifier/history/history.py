@@ -44,7 +44,8 @@ class Case:
 class History:
     """Everything that one input holds. make(facts): who watches a migration that was found.
 
-    one_target: see `flows.Directory`. record: of the run, whose migration is that of number 0.
+    one_target: see `flows.Directory`. record: of the run, whose migration is that of number 0. digests:
+    whether images will be asked for theirs.
     decoders: one per flow, in order of first sight. cases: the migrations by number.
     """
 
@@ -55,6 +56,7 @@ class History:
         *,
         one_target: bool = False,
         record: RunRecord | None = None,
+        digests: bool = True,
     ) -> None:
         self.directory = Directory(one_target=one_target)
         self.decoders: list[FlowDecoder] = []
@@ -63,6 +65,7 @@ class History:
         self._make = make
         self._lines = lines or Lines()
         self.record = record
+        self._digests = digests
         self._room = Room()
         self._homeless: list[Seen] = []
         self._data: mmap.mmap | bytes = b""
@@ -136,4 +139,4 @@ class History:
     def _image(self, lane: Lane, device: str) -> Image:
         assert lane.migration is not None, "state comes only on flows of a migration"
         facts = self._case(lane.migration).facts
-        return facts.image(device, lambda: Image(self._view, self._room))
+        return facts.image(device, lambda: Image(self._view, self._room, digested=self._digests))

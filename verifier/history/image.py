@@ -29,10 +29,11 @@ class Room:
 class Image:
     """One device's state. Ranges are flat: start, stop, start, stop.
 
-    records: those it consists of. partial: some payload is not in the capture, or not all of it.
+    records: those it consists of. partial: some payload is not in the capture, or not all of it. digested:
+    whether a digest will be asked for; without one, no payload is looked at.
     """
 
-    def __init__(self, view: memoryview, room: Room) -> None:
+    def __init__(self, view: memoryview, room: Room, *, digested: bool = True) -> None:
         self.problem = ""
         self.config_digest: str | None = None
         self.buffers = 0
@@ -44,7 +45,7 @@ class Image:
         self.records = Records(view)
         self._view = view
         self._room = room
-        self._hash = xxhash.xxh3_128()
+        self._hash = xxhash.xxh3_128() if digested else None
         self._waiting: dict[int, tuple[array[int], int]] = {}
         self._next = 0
         self._config_idx = -1
@@ -103,7 +104,9 @@ class Image:
             self.spoil(f"the config buffer has index {self._config_idx} after {self._next} buffers")
         if not self.buffers and not self.config_seen:
             self.spoil("nothing of it is in the capture")
-        return None if self.problem else f"xxh3-128:{self._hash.hexdigest()}"
+        if self._hash is None or self.problem:
+            return None
+        return f"xxh3-128:{self._hash.hexdigest()}"
 
     def spoil(self, problem: str) -> None:
         """There will be no digest; the first reason counts."""
@@ -131,6 +134,8 @@ class Image:
         if self.problem:
             return
         self.records.take(ranges, size, idx)
+        if self._hash is None:
+            return
         update, view = self._hash.update, self._view
         flat = iter(ranges)
         for start, stop in zip(flat, flat, strict=True):

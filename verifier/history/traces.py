@@ -111,13 +111,28 @@ def read_traces(path: Path, role: str = "") -> Iterator[Said]:
 
     A last line that is cut is none. CaptureError as open_file. No more than one line is in memory.
     """
-    role = role or _role_of(path)
-    now_ns = 0
-    for offset, size, raw in _lines(path):
-        trace = _parse(raw, now_ns)
-        if trace is not None:
-            now_ns = trace.t
-            yield Said(role, trace, str(path), offset, size, TRACE_LOG)
+    reader = TraceReader(path, role)
+    for offset, _, raw in _lines(path):
+        said = reader.read(raw, offset)
+        if said is not None:
+            yield said
+
+
+class TraceReader:
+    """Makes events of a log out of its lines, one after the other. role: as of read_traces."""
+
+    def __init__(self, path: Path, role: str = "") -> None:
+        self._path = path
+        self._role = role or _role_of(path)
+        self._now_ns = 0
+
+    def read(self, raw: bytes, offset: int) -> Said | None:
+        """The event in the line that stands at `offset`."""
+        trace = _parse(raw, self._now_ns)
+        if trace is None:
+            return None
+        self._now_ns = trace.t
+        return Said(self._role, trace, str(self._path), offset, len(raw), TRACE_LOG)
 
 
 def _role_of(path: Path) -> str:
