@@ -212,11 +212,14 @@ class TracedPackets(Invariant[PacketTrace | ThreadTrace | RamFrame]):
         super().__init__(facts)
         self.exercised = False
         self.captured: Seen | None = None
+        self.frames = 0  # captured, whether or not there was a log by then
         self.sides = {"source": _Side(), "target": _Side()}
 
     def on(self, seen: Said | Seen, event: PacketTrace | ThreadTrace | RamFrame) -> Iterator[Finding]:
         if isinstance(seen, Seen):
-            if self.facts.logs and isinstance(event, RamFrame):
+            if isinstance(event, RamFrame):
+                self.frames += 1
+            if isinstance(event, RamFrame) and self.facts.logs:
                 self.captured = seen.place()
                 head = event.head
                 packet = _PACKET.pack(head.packet_num, head.flags, head.next_packet_size)
@@ -243,6 +246,8 @@ class TracedPackets(Invariant[PacketTrace | ThreadTrace | RamFrame]):
 
     def _compare(self, role: str, packet: bytes, *, captured: bool) -> Iterator[Finding]:
         side = self.sides[role]
+        if side.captured < self.frames - captured:
+            side.give_up("the log began after the channel did", self.facts)
         other = side.put(packet, captured, self.facts)
         if other is None:
             return
