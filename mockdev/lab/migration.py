@@ -252,7 +252,7 @@ class _Run:
         for end in self._ends.values():
             end.close()
         if self._relay is not None:
-            result = self._relay.close()
+            result = self._relay.close(at_once=self._called_off)
             self.complaint = str(result.get("complaint", "the relay ended without a word"))
             self._relay = None
 

@@ -599,10 +599,15 @@ class RelayProcess:
             raise VfmigError(f"the relay could not begin: {first.get('error', 'it said nothing')}")
         self.address = str(first["address"])
 
-    def close(self) -> dict[str, Any]:
-        """Let it end, kill it if it does not, and give its last word; {} when it had none."""
+    def close(self, *, at_once: bool = False) -> dict[str, Any]:
+        """Let it end, kill it if it does not, and give its last word; {} when it had none.
+
+        at_once: what is still on its way need not arrive.
+        """
+        if at_once:
+            self._process.terminate()
         with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
+            if self._process.stdin is not None and not at_once:
                 self._process.stdin.close()
         try:
             self._process.wait(_DRAIN_S + _END_S)
