@@ -145,6 +145,8 @@ def hang_up(command: Command) -> None:
         (migrating, terminate, ""),
         (migrating, hang_up, "--transport unix"),
         (migrating, ctrl_c, "--transport memory"),
+        (started, ctrl_c, "--stop-at-violation"),
+        (migrating, terminate, "--stop-at-violation"),
     ],
 )
 def test_interrupted(
@@ -157,9 +159,10 @@ def test_interrupted(
     command.check_folder()
 
 
+@pytest.mark.parametrize("options", ["", "--stop-at-violation"])
 @pytest.mark.parametrize("moment", [allocating, migrating])
-def test_killed(moment: Callable[[Command], bool], tmp_path: Path) -> None:
-    command = Command(tmp_path)
+def test_killed(moment: Callable[[Command], bool], options: str, tmp_path: Path) -> None:
+    command = Command(tmp_path, *options.split())
     command.await_(moment)
     command.process.kill()
     command.check_ended(-signal.SIGKILL)

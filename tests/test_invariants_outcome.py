@@ -45,6 +45,16 @@ def recorded(outcome: str, source: tuple[str, bool], target: tuple[str, bool]) -
     return script
 
 
+@pytest.mark.parametrize("found", [{"OC-2", "OC-3"}, set()], ids=["by itself", "stopped"])
+def test_a_run_that_was_stopped_is_not_accused_of_its_end(found: set[str], tmp_path: Path) -> None:
+    script = recorded("lost", ("completed", NO), ("failed", NO))
+    if not found:
+        script.record["stopped_at"] = {"id": "CH-6"}
+    report = of(script, tmp_path)
+    assert ids(report) & {"OC-1", "OC-2", "OC-3"} == found
+    assert found or doubted(report) >= {"OC-2", "OC-3"}
+
+
 @pytest.mark.parametrize(
     ("outcome", "source", "target", "found", "unsure"),
     [

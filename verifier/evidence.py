@@ -29,7 +29,8 @@ from verifier.check import Watch, check_path
 from verifier.guest_ram import GuestRamError, compare_dumps
 from verifier.history.record import GuestRam, PciState
 from verifier.invariants.reporting import standing_of
-from verifier.verdict import Report, Unknown
+from verifier.online import Online
+from verifier.verdict import Report, Unknown, Violation
 
 SCHEMA = "vfmig.run/1"
 CAPTURE = "capture.pcapng"
@@ -38,6 +39,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # phase in words, bytes so far, bytes in all (0: not known)
 OnProgress = Callable[[str, int, int], None]
+OnViolation = Callable[[Violation], None]
 
 
 class FolderError(VfmigError):
@@ -53,7 +55,10 @@ class BeginError(VfmigError):
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
-    """`run.json`. arguments: the migration's configuration; pair: its ends; machine: what it ran on."""
+    """`run.json`. arguments: the migration's configuration; pair: its ends; machine: what it ran on.
+
+    stopped_at: the violation at which the run was stopped while it went on.
+    """
 
     schema: str = SCHEMA
     arguments: dict[str, Any]
@@ -67,6 +72,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     called_off: bool = False
     guest_ram: GuestRam | None = None
     pci: PciState | None = None
+    stopped_at: Violation | None = None
     report: Report | None = None
 
 
@@ -107,24 +113,35 @@ def run(
     sniff: str | None = None,
     pair: Pair | None = None,
     watch: Watch | None = None,
+    on_violation: OnViolation | None = None,
 ) -> Report:
     """Run the migration into `folder`, judge what it left there, and keep `run.json` there up to date.
 
     pair: who stands at the ends, by default endpoints of ours. sniff: the interface to capture on instead of
-    the endpoint's tap. watch: who listens along while it is judged. Interrupted (SIGINT, SIGTERM, SIGHUP), it
-    leaves the folder readable and raises KeyboardInterrupt. FolderError: nothing can be written there at the
-    start; later on that becomes part of the report. BeginError: an endpoint could not begin.
+    the endpoint's tap. watch: who listens along while it is judged. on_violation: judge while the run goes on
+    as well, and stop it at the first violation, of which this hears at once, in another thread. Interrupted
+    (SIGINT, SIGTERM, SIGHUP), it leaves the folder readable and raises KeyboardInterrupt. FolderError: nothing
+    can be written there at the start; later on that becomes part of the report. BeginError: an endpoint could
+    not begin.
     """
     record = _record(config, sniff, pair or Pair())
     why = _write(record, folder)
     if why:
         raise FolderError(why)
     try:
-        complaints = _migrate(folder, config, on_progress, record)
+        with ExitStack() as stack:
+            cancel = Cancel()
+            online = None
+            if on_violation is not None:
+                online = stack.enter_context(_stopping(folder, record, cancel, on_violation))
+            complaints = _migrate(folder, config, on_progress, record, cancel)
         _write(record, folder)  # whoever is killed while judging leaves the outcome
         on_progress("judging", 0, 0)
         assert record.outcome is not None
         report = record.report = _judge(folder, record.outcome, complaints, watch)
+        doubts = _doubts_of_online(online, record, report)
+        if doubts:
+            _doubt(report, doubts)
     except BaseException:
         _write(record, folder)  # what is known; why it is no more is told by the exception
         raise
@@ -134,11 +151,35 @@ def run(
     return report
 
 
-def _migrate(folder: Path, config: MigrationConfig, on_progress: OnProgress, record: RunRecord) -> list[str]:
+def _stopping(folder: Path, record: RunRecord, cancel: Cancel, on_violation: OnViolation) -> Online:
+    """Judges the folder as it fills, and calls the run off at the first violation."""
+
+    def hear(violation: Violation) -> None:
+        if record.stopped_at is None:
+            record.stopped_at = violation
+            cancel.cancel()
+            on_violation(violation)
+
+    return Online(folder, hear)
+
+
+def _doubts_of_online(online: Online | None, record: RunRecord, report: Report) -> list[Unknown]:
+    """What judging while the run went on could not do, or found and the whole evidence does not show."""
+    if online is None:
+        return []
+    why = [f"what was judged while the run went on: {online.complaint}"] if online.complaint else []
+    first = record.stopped_at
+    if first is not None and all((v.id, v.scope) != (first.id, first.scope) for v in report.violations):
+        why.append(f"it was stopped at {first.id} ({first.message}), which the whole evidence does not show")
+    return [Unknown(id="online", why=sentence) for sentence in why]
+
+
+def _migrate(
+    folder: Path, config: MigrationConfig, on_progress: OnProgress, record: RunRecord, cancel: Cancel
+) -> list[str]:
     """Put the outcome into the record; gives why evidence is not whole (a full disk, say)."""
     sniff = record.sniffed
     expected = config.vfs * config.state_bytes + config.ram_bytes
-    cancel = Cancel()
     sniffers: list[Sniffer] = []
     with _asking(cancel.cancel) as asked, ExitStack() as stack:
 

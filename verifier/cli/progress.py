@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A bar on a terminal while a migration runs; silent anywhere else."""
+"""A bar on a terminal while a migration runs; nowhere else is there one."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Progress:
             self._bar.update(self._task, description=self._title + phase, completed=done, total=total)
         else:  # None as a total would mean: as it was
             self._bar.reset(self._task, description=self._title + phase, total=None)
+
+    def say(self, sentence: str) -> None:
+        """Print a line above the bar, or where the bar would be."""
+        self._bar.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -17,6 +17,7 @@ from verifier.cli.values import Size
 
 if TYPE_CHECKING:
     from mockdev.lab.migration import Pair
+    from verifier.verdict import Violation
 
 _MIB = 1 << 20
 
@@ -120,6 +121,11 @@ def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) 
 @click.option("--delay", type=click.FloatRange(0), metavar="MS", help="Of the link, each way.")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(1), help="Repeat.")
 @click.option(
+    "--stop-at-violation",
+    is_flag=True,
+    help="Judge while it goes on too, and stop the run, or the series, at the first violation.",
+)
+@click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), help="Of every random choice.  [default: a new one]"
 )
 @click.option(
@@ -127,7 +133,15 @@ def _list_faults(ctx: click.Context, _parameter: click.Parameter, wanted: bool) 
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object (vfmig.report/1) on stdout.")
 @click.pass_context
-def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool, **options: Any) -> int:
+def command(
+    ctx: click.Context,
+    /,
+    output: Path | None,
+    runs: int,
+    stop_at_violation: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
     """Migrate mock VFs from one process to another, capture what passes, and judge it."""
     from mockdev.errors import VfmigError
     from verifier import evidence
@@ -153,8 +167,18 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
         pages = Pages()
         try:
             with Progress(sys.stderr, f"run {number + 1} of {runs}" if runs > 1 else "") as progress:
+
+                def stopped(violation: Violation, progress: Progress = progress) -> None:
+                    progress.say(f"vfmig: stopped at {text.in_a_line(violation)}")
+
                 report = evidence.run(
-                    folder, this, progress.update, sniff=options["sniff"], pair=pair, watch=pages.watch
+                    folder,
+                    this,
+                    progress.update,
+                    sniff=options["sniff"],
+                    pair=pair,
+                    watch=pages.watch,
+                    on_violation=stopped if stop_at_violation else None,
                 )
                 progress.update("writing the page", 0, 0)
                 pages.write(folder, report, str(folder), one_target=True)
@@ -171,6 +195,10 @@ def command(ctx: click.Context, /, output: Path | None, runs: int, as_json: bool
             with printing():
                 text.print_report(report, sys.stdout)
                 click.echo(f"evidence in {folder}")
+        if stop_at_violation and report.violations:
+            for unused in folders[number + 1 :]:
+                unused.rmdir()
+            break
     merged = merge(reports)
     if as_json:
         with printing():

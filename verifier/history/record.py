@@ -11,7 +11,7 @@
                  "error": "", "kind": "qemu", "version": "10.0.2", "downtime_ms": 268}, "target": {...}}}
 
 All but the seed may be missing. Where an end says in its journal that a fault struck (a Mark of the name
-"fault"), `struck` need not.
+"fault"), `struck` need not. `stopped_at` is there when the run was stopped, and holds the violation.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class _Record(msgspec.Struct):
     guest_ram: GuestRam | None = None
     pci: PciState | None = None
     outcome: _Outcome | None = None
+    stopped_at: dict[str, Any] | None = None
 
 
 class RunRecord:
@@ -102,7 +103,7 @@ class RunRecord:
 
     downtime_ms: of the run, else what a QEMU at the source says. faults: those asked for; struck: those that
     are known to have taken effect. channels, transfer: what both ends were set up with, None: not said.
-    called_off: its user ended it.
+    called_off: its user ended it. stopped: the run was ended from outside, because of a violation.
     """
 
     def __init__(self, path: Path, size: int, record: _Record) -> None:
@@ -114,6 +115,7 @@ class RunRecord:
         self.called_off = record.called_off
         self.guest_ram = record.guest_ram
         self.pci = record.pci
+        self.stopped = record.stopped_at is not None
         self.outcome: str | None = None
         self.downtime_ms: float | None = None
         self.endpoints: dict[str, str] = {}

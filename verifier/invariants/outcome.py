@@ -43,7 +43,9 @@ class _AtBothEnds(Invariant[Word]):
     def at_end(self) -> Iterator[Finding]:
         source, target = self.facts.endings.of("source"), self.facts.endings.of("target")
         self.exercised = bool(self.facts.journals or self.facts.record) or None not in (source, target)
-        if source is not None and target is not None:
+        if self.facts.record is not None and self.facts.record.stopped:
+            self.unknown = "the run was stopped at a violation, so its end is not its own"
+        elif source is not None and target is not None:
             for message in self.weigh(source, target):
                 yield Finding(message, (*source.said, *target.said))
 

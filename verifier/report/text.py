@@ -180,6 +180,11 @@ def _print_violation(console: Console, violation: Violation) -> None:
         )
 
 
+def in_a_line(violation: Violation) -> str:
+    """A violation as plain text, while a run goes on."""
+    return plain(f"{violation.id} ({violation.severity}) on {violation.scope}: {violation.message}")
+
+
 # --- catalogue and listing -------------------------------------------------------------------------
 
 
