@@ -118,11 +118,11 @@ def run(
     """Run the migration into `folder`, judge what it left there, and keep `run.json` there up to date.
 
     pair: who stands at the ends, by default endpoints of ours. sniff: the interface to capture on instead of
-    the endpoint's tap. watch: who listens along while it is judged. on_violation: judge while the run goes on
-    as well, and stop it at the first violation, of which this hears at once, in another thread. Interrupted
-    (SIGINT, SIGTERM, SIGHUP), it leaves the folder readable and raises KeyboardInterrupt. FolderError: nothing
-    can be written there at the start; later on that becomes part of the report. BeginError: an endpoint could
-    not begin.
+    the endpoint's tap. watch: who listens along while it is judged. on_violation: judge while the run goes
+    on as well, and stop it at the first violation, of which this hears at once, in another thread.
+    Interrupted (SIGINT, SIGTERM, SIGHUP), it leaves the folder readable and raises KeyboardInterrupt.
+    FolderError: nothing can be written there at the start; later on that becomes part of the report.
+    BeginError: an endpoint could not begin.
     """
     record = _record(config, sniff, pair or Pair())
     why = _write(record, folder)
