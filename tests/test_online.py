@@ -169,7 +169,7 @@ def stopped(place: Path, *options: str) -> tuple[str, dict[str, Any]]:
 )
 def test_a_run_is_stopped_with_its_evidence(options: str, tmp_path: Path) -> None:
     errors, record = stopped(tmp_path / "out", *options.split())
-    assert errors == "vfmig: stopped at CH-6 (SLOWS) on channel 0: an unused byte is set\n"
+    assert errors == "vfmig: stopping at CH-6 (SLOWS) on channel 0: an unused byte is set\n"
     assert record["stopped_at"]["id"] == "CH-6"
     report = record["report"]
     assert report["outcome"] != "completed"

@@ -135,6 +135,8 @@ def run(
             if on_violation is not None:
                 online = stack.enter_context(_stopping(folder, record, cancel, on_violation))
             complaints = _migrate(folder, config, on_progress, record, cancel)
+        if cancel.wanted:  # asked for when both ends were over
+            record.stopped_at = None
         _write(record, folder)  # whoever is killed while judging leaves the outcome
         on_progress("judging", 0, 0)
         assert record.outcome is not None

@@ -185,8 +185,10 @@ def serve() -> None:
         say(Message(ready=True))
         try:
             Follower(Path(json.loads(sys.argv[2])), say, wait).run()
-        except (VfmigError, OSError) as error:
+        except VfmigError as error:
             say(Message(complaint=str(error)))
+        except OSError as error:
+            say(Message(complaint=f"{error.filename or 'a file'}: {error.strerror}"))
 
 
 class Online:

@@ -89,7 +89,9 @@ class GrowingCapture(Capture):
 
     def _advance(self) -> bool:
         """Count the blocks that have become whole; whether there are any."""
-        there = min(os.fstat(self._file).st_size, len(self.data))
+        there = os.fstat(self._file).st_size
+        if there > len(self.data):
+            raise CaptureError(f"{self.path} is over {len(self.data)} bytes, which is all that was mapped")
         step = self._block if self.format == "pcapng" else self._record
         end = self.size
         doubts = self._doubts
@@ -160,9 +162,10 @@ def _map_ahead(path: Path, file: int) -> mmap.mmap:
 
 def _address(data: mmap.mmap) -> int:
     """Where read-only memory lies, which ctypes gives of writable memory only."""
+    python = ctypes.PyDLL(None)  # of our own: others may have said how they call these functions
     buffer = (ctypes.c_void_p * 16)()  # a Py_buffer, whose first field is the address
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(data), buffer, 0)
+    python.PyObject_GetBuffer(ctypes.py_object(data), buffer, 0)
     address = buffer[0]
-    ctypes.pythonapi.PyBuffer_Release(buffer)
+    python.PyBuffer_Release(buffer)
     assert address is not None
     return address

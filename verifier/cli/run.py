@@ -169,7 +169,7 @@ def command(
             with Progress(sys.stderr, f"run {number + 1} of {runs}" if runs > 1 else "") as progress:
 
                 def stopped(violation: Violation, progress: Progress = progress) -> None:
-                    progress.say(f"vfmig: stopped at {text.in_a_line(violation)}")
+                    progress.say(f"vfmig: stopping at {text.in_a_line(violation)}")
 
                 report = evidence.run(
                     folder,
