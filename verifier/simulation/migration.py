@@ -23,6 +23,7 @@ from verifier.invariants.passport import Invariant
 from verifier.simulation.chance import Chance
 from verifier.simulation.link import Link, LinkModel
 from verifier.simulation.scene import Cancel, Scene
+from verifier.simulation.schedule import Late, ScheduledWorld, trimmed
 from verifier.simulation.slot import Slot
 from verifier.simulation.source import Source
 from verifier.simulation.target import Target
@@ -47,7 +48,8 @@ class Parts:
 class Simulated:
     """What a scene came to. outcome: as vfmig.report/1 has it. steps: of the scheduler. duration_ns: virtual.
 
-    digest: of the whole history, if it was kept.
+    digest: of the whole history, if it was kept. errors: what ended the source and the target, if something
+    did. schedule: the choices that were made; late: who had to wait for others, in words; if it was recorded.
     """
 
     scene: Scene
@@ -56,6 +58,9 @@ class Simulated:
     steps: int
     duration_ns: int
     digest: str = ""
+    errors: tuple[BaseException, ...] = ()
+    schedule: tuple[int, ...] = ()
+    late: tuple[str, ...] = ()
 
 
 def simulate(
@@ -64,10 +69,11 @@ def simulate(
     *,
     invariants: Sequence[type[Invariant[Any]]] = INVARIANTS,
     keep: bool = False,
+    record: bool = False,
     folder: Path | None = None,
 ) -> Simulated:
-    """Play a scene. folder: also leave it as an evidence folder there."""
-    stage = _Stage(scene, parts, invariants, keep=keep or folder is not None)
+    """Play a scene. record: also its schedule. folder: also leave it as an evidence folder there."""
+    stage = _Stage(scene, parts, invariants, keep=keep or folder is not None, record=record)
     stage.play()
     return stage.result(folder)
 
@@ -76,13 +82,21 @@ class _Stage:
     """One scene with everything in it."""
 
     def __init__(
-        self, scene: Scene, parts: Parts, invariants: Sequence[type[Invariant[Any]]], *, keep: bool
+        self,
+        scene: Scene,
+        parts: Parts,
+        invariants: Sequence[type[Invariant[Any]]],
+        *,
+        keep: bool,
+        record: bool,
     ) -> None:
         self.scene = scene
         config = scene.migration
-        chance = Chance(scene.seed ^ 0x5EED)
-        self.world = world = World(chance, ranked="ranked" in scene.kinds)
-        self.watch = watch = Watch(world, chance, invariants=invariants, keep=keep)
+        self.world = world = _world(scene, record=record)
+        # The links draw for themselves: another schedule does not make another network.
+        self.watch = watch = Watch(world, Chance(scene.seed ^ 0x11FE), invariants=invariants, keep=keep)
+        if isinstance(world, ScheduledWorld):
+            world.frames = lambda: watch.frames
         self.keep = keep
         yields = "yields" in scene.kinds
         self.patterns = [pattern(name) for name in config.devices]
@@ -221,7 +235,34 @@ class _Stage:
         if folder is not None:
             self.watch.write_folder(folder, record)
         self.watch.close()
-        return Simulated(scene, report, outcome, self.world.steps, self.world.now_ns - START_NS, digest)
+        world = self.world
+        came = Simulated(scene, report, outcome, world.steps, world.now_ns - START_NS, digest)
+        came.errors = tuple(side.group.error for side in (source, target) if side.group.error is not None)
+        if isinstance(world, ScheduledWorld):
+            came.schedule = trimmed(world.made)
+            came.late = tuple(map(self._late, world.passed_over))
+        return came
+
+    def _late(self, late: Late) -> str:
+        """In words."""
+        task = late.task
+        sides = [side.role for side in (self.source, self.target) if side.group is task.group]
+        # What belongs to an end but not to its group bears the end's name.
+        who = (
+            f"the {sides[0]}'s {task.name.removeprefix(sides[0]).strip().replace('main', 'main thread')}"
+            if sides
+            else f"the {task.name}"
+        )
+        if not late.frames:
+            return f"{who} went on after others that could go on, too"
+        return f"{who} went on {late.frames} frame{'s'[: late.frames != 1]} late"
+
+
+def _world(scene: Scene, *, record: bool) -> World:
+    chance, ranked = Chance(scene.seed ^ 0x5EED), "ranked" in scene.kinds
+    if record or scene.schedule is not None:
+        return ScheduledWorld(chance, ranked=ranked, choices=scene.schedule)
+    return World(chance, ranked=ranked)
 
 
 @lru_cache(maxsize=64)

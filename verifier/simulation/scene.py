@@ -55,6 +55,7 @@ class Scene:
     links: both directions of the main connection, then those of each channel. guest_writes: DMA by devices,
     each to a page of RAM, so many turns of the scheduler after the one before. breaks, cancel: what befalls
     it from outside; the faults of devices are in migration.faults, as `vfmig run --fault` takes them.
+    schedule: who goes on at each step (schedule.py); None: that is drawn from the seed.
     """
 
     seed: int
@@ -67,6 +68,7 @@ class Scene:
     guest_writes: tuple[tuple[int, int], ...] = ()
     breaks: Break | None = None
     cancel: Cancel | None = None
+    schedule: tuple[int, ...] | None = None
 
     @property
     def troubled(self) -> bool:

@@ -84,6 +84,11 @@ class Watch:
         """Who reads this direction, and so wants to know what is in it."""
         self._listeners[lane] = hear
 
+    @property
+    def frames(self) -> int:
+        """How many frames have passed, on all connections."""
+        return sum(sink.frames for sink in self._sinks.values())
+
     # -- what happens --------------------------------------------------------------------------------
 
     def wrote(self, lane: Lane, pieces: Sequence[bytes | memoryview]) -> None:
