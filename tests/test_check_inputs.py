@@ -239,7 +239,7 @@ def test_a_judge_that_dies_takes_only_its_own_verdict_along(
             time.sleep(0.001)
         return check_path(path)
 
-    monkeypatch.setattr("verifier.check._WORKER", worker)
+    monkeypatch.setattr("verifier.worker._PROGRAM", worker)
     monkeypatch.setattr("verifier.check.check_path", patient)
     fine, killer, last = capture(tmp_path / "fine.pcapng"), capture(tmp_path / "deadly.pcapng"), capture(done)
     # Each of the two takes one of the first two before the other process has even started.

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import msgspec
@@ -27,6 +23,7 @@ import xxhash
 
 from mockdev.errors import VfmigError
 from mockdev.wire.seal import SEAL_BYTES, find_seal
+from verifier import worker
 from verifier.capture.opening import CaptureError, open_file
 from verifier.capture.pcapng import Capture, open_capture
 from verifier.history.facts import Facts
@@ -304,74 +301,27 @@ def _unreadable(path: Path, why: str) -> Report:
 
 # --- other processes -------------------------------------------------------------------------------
 
-# The search path goes along, so that a worker finds this package wherever the caller found it.
-_WORKER = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from verifier.check import serve; serve()"
-
 
 def serve() -> None:
-    """What a worker does: judge each path that comes as a line of JSON, and answer with a report's line.
-
-    The end of its input (its parent's death, too) ends it, whatever it is doing.
-    """
-    lines: SimpleQueue[str] = SimpleQueue()
-
-    def listen() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-    while True:
-        report = check_path(json.loads(lines.get()))
-        with suppress(BrokenPipeError):
-            sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
-            sys.stdout.flush()
+    """What a worker does: judge each path that comes as a line of JSON, and answer with a report's line."""
+    worker.serve(lambda line: msgspec.json.encode(check_path(json.loads(line))))
 
 
 class _Worker:
     """A process that judges one input after another; one that dies takes only its input's verdict along."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
-        self._killed = False
+        self._worker = worker.Worker(__name__)
+        self.kill = self._worker.kill
+        self.close = self._worker.close
 
     def check(self, path: Path) -> Report:
         """Judge a path there."""
-        if self._killed:
-            return _unreadable(path, f"{path}: called off")
-        process = self._process or self._start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(str(path)) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
+        answer = self._worker.ask(json.dumps(str(path)))
         if answer:
             return msgspec.json.decode(answer, type=Report)
-        self.close()
-        return _unreadable(path, f"{path}: the process that judged it ended with status {process.returncode}")
-
-    def kill(self) -> None:
-        """End the process at once, from any thread; there will be no other."""
-        self._killed = True
-        process = self._process
-        if process is not None:
-            process.kill()
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(BrokenPipeError):
-                process.communicate()
-
-    def _start(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", _WORKER, json.dumps(sys.path)]
-        pipe = subprocess.PIPE
-        # Ctrl-C on a terminal is for us: we then end it.
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, process_group=0)
-        if self._killed:  # while we started it
-            self._process.kill()
-        return self._process
+        if self._worker.killed:
+            return _unreadable(path, f"{path}: called off")
+        return _unreadable(
+            path, f"{path}: the process that judged it ended with status {self._worker.status}"
+        )
