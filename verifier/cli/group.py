@@ -14,7 +14,7 @@ from verifier.cli import ENVIRONMENT, HOLDS, INTERRUPTED, OURS, USAGE
 from verifier.cli.output import printing
 
 # In the order of the help; each is the function `command` of the module of that name.
-SUBCOMMANDS = ("run", "check", "show", "report", "qemu", "catalogue", "bench", "doctor")
+SUBCOMMANDS = ("run", "check", "show", "report", "fuzz", "qemu", "catalogue", "bench", "doctor")
 
 
 class _Subcommands(click.Group):
