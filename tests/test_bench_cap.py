@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mockdev.lab.migration import run_migration
+from mockdev.lab.qemu import BINARY
 from mockdev.runtime.config import MigrationConfig
 from verifier.bench.cap import CONFIG_BYTES, NS, Case, bound, certify, judge_cap, play
 from verifier.bench.cap_claim import rule
@@ -211,6 +212,14 @@ def test_a_forced_run_of_a_qemu_meets_its_cap_to_the_byte() -> None:
     for row in rows:
         assert row.late, row
         assert row.as_certified, row
+
+
+def test_a_forced_run_of_a_qemu_without_a_cap_is_seen_in_its_traces() -> None:
+    case = Case(vfs=2, channels=3, state_bytes=2 * MIB, buffer_bytes=MIB, load_rate=1)
+    row = next(row for row in force(case, BINARY, lambda _: None) if row.ends != "mock to mock")
+    worst = 2 * MIB + CONFIG_BYTES
+    assert row.as_certified, row
+    assert (row.cap_bytes, row.observed.device_bytes, row.observed.all_bytes) == (None, worst, 2 * worst)
 
 
 def test_what_a_run_had_queued(tmp_path: Path) -> None:

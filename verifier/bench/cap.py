@@ -376,7 +376,7 @@ def judge_cap(certificate: Certificate, cap_bytes: int) -> CapVerdict:
     elif cap_bytes < proof.reached_device_bytes:
         sentence = (
             "is too small: the schedule below exceeds it, and the target gives up. If the source has sent "
-            "all by then, a QEMU target (11.1.3) has told it that all is well, and the VM is lost"
+            "all by then, a QEMU target (11.1.3) may tell it that all is well, and the VM is lost, or hang"
         )
     else:
         sentence = "lies between what the schedule reaches and what is proven: it may be too small"

@@ -125,11 +125,17 @@ def _observe_qemu(folder: Path) -> Observed:
     sizes = _sizes(folder / "source.jsonl")
     if not sizes:
         return Observed(why="the target is a QEMU, and no journal of a mock source tells the buffers' sizes")
+    traces = list(_loads(log))
+    numbers = {
+        name: number for number, name in enumerate(sorted({trace.name for trace in traces}, key=_last))
+    }
+    if numbers and len(numbers) != len(sizes):
+        return Observed(why=f"{len(numbers)} devices in the target's trace log, {len(sizes)} at the source")
     queued, received = [0] * len(sizes), [0] * len(sizes)
     device_bytes = all_bytes = 0
-    for trace in _loads(log):
-        number, idx = _number(trace), trace.idx
-        if number is None or idx is None or number >= len(sizes) or idx >= len(sizes[number]):
+    for trace in traces:
+        number, idx = numbers[trace.name], trace.idx
+        if idx is None or idx >= len(sizes[number]):
             continue
         if trace.event.endswith("_incoming"):
             queued[number] += sizes[number][idx]
@@ -166,10 +172,10 @@ def _loads(log: Path) -> Iterator[LoadTrace]:
             yield seen.line
 
 
-def _number(trace: LoadTrace) -> int | None:
-    """Of the device that a QEMU of ours calls vf0, vf1, ..."""
-    digits = trace.name.removeprefix("vf")
-    return int(digits) if digits.isdigit() else None
+def _last(name: str) -> int:
+    """The number that a device's name ends with: vf0, or VFIO_FD10001 where a release has no other name."""
+    digits = name[len(name.rstrip("0123456789")) :]
+    return int(digits[:18] or 0)
 
 
 # -- forced runs -------------------------------------------------------------------------------------
