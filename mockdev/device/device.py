@@ -80,7 +80,11 @@ class Device:
 
     memory: holds the state, written by a resume session. state_bytes: how much of it is state (default:
     all). flags: what it reports; by default PRE_COPY when the plan has a share for it; 0: no migration.
+    sessions_type, dirty_type: what it saves and loads with, and what logs its writes.
     """
+
+    sessions_type: type[Sessions] = Sessions
+    dirty_type: type[DirtyLog] = DirtyLog
 
     def __init__(
         self,
@@ -108,14 +112,16 @@ class Device:
             raise ValueError(f"{name}: PRE_COPY needs a share of the state to save before the stop")
         self.flags = flags
         self.pci = PciFunction(identity)
-        self.dirty = DirtyLog()
+        self.dirty = self.dirty_type()
         self.state = State.RUNNING
         self.on_arc: OnArc | None = None
         self.precopy_v2 = False  # asked for with the feature of that name; until the device is closed
         self._reinit = False
         self._lock = StateLock()
         self._switched_ns: int | None = None  # when it was stopped to be saved, or first written to
-        self._sessions = Sessions(self.memory, state_bytes, self.plan, firmware, faults, self._passes)
+        self._sessions = self.sessions_type(
+            self.memory, state_bytes, self.plan, firmware, faults, self._passes
+        )
         self.faults = faults
         firmware.functions += 1
 

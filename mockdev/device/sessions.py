@@ -47,7 +47,11 @@ class Sessions:
 
     state_bytes: how much of the memory is state; a resume session sets it to what was loaded. passes: asked
     before bytes are read or written. detached: the PF is gone, commands fail with ENOTCONN.
+    save_type, resume_type: the data files.
     """
+
+    save_type: type[SaveFile] = SaveFile
+    resume_type: type[ResumeFile] = ResumeFile
 
     def __init__(
         self,
@@ -159,7 +163,7 @@ class Sessions:
         return now_ns
 
     def _open_save(self, now_ns: int, *, track: bool) -> SaveFile:
-        self.save = SaveFile(
+        self.save = self.save_type(
             self.memory[: self.state_bytes], self.plan, self.firmware, self.faults, self._passes
         )
         self.firmware.enter(now_ns)
@@ -167,6 +171,6 @@ class Sessions:
         return self.save
 
     def _open_resume(self, now_ns: int) -> ResumeFile:
-        self.resume = ResumeFile(self.memory, self.firmware, self.faults, self._passes)
+        self.resume = self.resume_type(self.memory, self.firmware, self.faults, self._passes)
         self.firmware.enter(now_ns)
         return self.resume

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from mockdev.errors import LocalProtocolError, RemoteProtocolError
 from mockdev.multifd.assembly import AHEAD_MAX, Assembly, Buffer
@@ -30,10 +30,10 @@ class LoadJob(NamedTuple, Generic[B]):
 class _Intake(Generic[B]):
     """One device: what has come, what is queued, and whether someone loads it now."""
 
-    def __init__(self, name: str, cap: int | None, ahead_max: int) -> None:
+    def __init__(self, name: str, assembly: Assembly[B], budget: Budget) -> None:
         self.name = name
-        self.assembly: Assembly[B] = Assembly(name, ahead_max)
-        self.budget = Budget(name, cap)
+        self.assembly = assembly
+        self.budget = budget
         self.loading: Buffer[B] | None = None
         self.listed = False  # in the plan's list of devices that can go on
         self.done = False
@@ -44,8 +44,12 @@ class LoadPlan(Generic[B]):
 
     late: no device is loaded before all buffers of all devices have come, as if every load thread were late:
     nothing queues more. total, total_max: queued bytes of all devices, now and at most.
+    assembly_type, budget_type: what keeps and counts one device's buffers.
     Not safe from several threads at once; its owner locks it.
     """
+
+    assembly_type: type[Assembly[Any]] = Assembly
+    budget_type: type[Budget] = Budget
 
     def __init__(
         self,
@@ -55,7 +59,10 @@ class LoadPlan(Generic[B]):
         *,
         late: bool = False,
     ) -> None:
-        self._intakes: list[_Intake[B]] = [_Intake(name, cap, ahead_max) for name in devices]
+        self._intakes: list[_Intake[B]] = [
+            _Intake(name, self.assembly_type(name, ahead_max), self.budget_type(name, cap))
+            for name in devices
+        ]
         self._late = late
         self.total = 0
         self.total_max = 0

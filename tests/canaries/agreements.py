@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from mockdev.journal import Begin, End, Failure, Image, Loaded, Mark, Read, Sent, State
 from tests.canaries.edits import Edit, silent
 from tests.canaries.lent import ended, lend, qmp, retold
@@ -127,6 +129,17 @@ def status_out_of_order(s: Script) -> None:
     retold(s, "source", "new state device", "new state cancelled")
 
 
+def runs_again(s: Script) -> None:
+    lines = s.lines["source"]
+    at, quiet = next(
+        (i, line)
+        for i, line in enumerate(lines)
+        if isinstance(line, State) and (line.old, line.new) == ("RUNNING", "RUNNING_P2P")
+    )
+    back = msgspec.structs.replace(quiet, old="RUNNING_P2P", new="RUNNING")
+    lines[at + 1 : at + 1] = [back, quiet]
+
+
 def mark_at(s: Script, role: str, name: str) -> int:
     """Where in a journal a mark is."""
     return next(i for i, x in enumerate(s.lines[role]) if isinstance(x, Mark) and x.name == name)
@@ -222,6 +235,7 @@ AGREEMENTS: dict[str, Edit] = {
     "ST-8": not_read_to_the_end,
     "ST-9": stopped_too_soon,
     "ST-10": runs_too_soon,
+    "ST-12": runs_again,
     "ST-11": loaded_too_late,
     "SM-4": status_out_of_order,
     "SM-5": ack_late,

@@ -7,7 +7,7 @@ import zlib
 
 import msgspec
 
-from mockdev.journal import Image, Loaded, Mark, Received, Sent
+from mockdev.journal import Image, Loaded, Mark, Received, Saved, Sent
 from mockdev.wire import writer
 from mockdev.wire.structs import (
     MULTIFD_DEVICE_STATE,
@@ -103,6 +103,21 @@ def data_in_end(s: Script) -> None:
     without_image(s)
 
 
+def read_out_of_order(s: Script) -> None:
+    lines = s.lines["source"]
+    at = [i for i, line in enumerate(lines) if isinstance(line, Saved) and line.device == DEVICES[0]]
+    first, second = at[1], at[2]
+    lines[first], lines[second] = lines[second], lines[first]
+
+
+def loaded_before_switchover(s: Script) -> None:
+    lines = s.lines["target"]
+    mark = next(line for line in lines if isinstance(line, Mark) and line.name == "switchover-start")
+    lines.remove(mark)
+    at = next(i for i, line in enumerate(lines) if isinstance(line, Loaded) and line.idx == 0)
+    lines.insert(at + 1, mark)
+
+
 def loaded_out_of_order(s: Script) -> None:
     lines = s.lines["target"]
     at = [i for i, line in enumerate(lines) if isinstance(line, Loaded) and line.device == DEVICES[0]]
@@ -140,6 +155,10 @@ def cap_exceeded(s: Script) -> None:
     s.edit("target", Received, where={"idx": 0}, queued_bytes=1001)
 
 
+def still_queued(s: Script) -> None:
+    s.edit("target", Loaded, where={"config": True}, queued_bytes=1)
+
+
 def block_empty(s: Script) -> None:
     s.after("vf0.part", MAIN, section(Tag.SECTION_PART, 3, writer.vfio_data(0), END))
 
@@ -169,10 +188,13 @@ DEVICE_STATE: dict[str, Edit] = {
     "DS-13": loaded_out_of_order,
     "DS-14": loaded_unreceived,
     "DS-15": contents_swapped,
+    "DS-17": read_out_of_order,
+    "DS-18": loaded_before_switchover,
     "BC-1": buffer_large,
     "BC-2": packet_empty,
     "BC-3": index_large,
     "BC-4": cap_exceeded,
+    "BC-7": still_queued,
     "BC-5": block_empty,
     "BC-6": page_data_large,
 }

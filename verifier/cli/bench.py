@@ -110,6 +110,34 @@ def attach(size: int, rounds: int, as_json: bool) -> int:
     return 0
 
 
+@command.command("zoo")
+@click.option("--bugs", multiple=True, metavar="ID", help="This bug only; may be given more than once.")
+@click.option(
+    "--seeds", default=10_000, show_default=True, type=click.IntRange(1), help="Migrations per bug, at most."
+)
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(1, 64), help="Processes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def zoo(bugs: tuple[str, ...], seeds: int, jobs: int, as_json: bool) -> int:
+    """Faulty sources, targets and devices in simulated migrations: which invariants see them."""
+    from mockdev.errors import VfmigError
+    from verifier.bench.zoo import chosen, measure, score
+    from verifier.report import tables, text
+
+    try:
+        hunted = chosen(bugs)
+    except VfmigError as error:
+        raise click.UsageError(str(error)) from None
+    rows = measure(hunted, seeds=seeds, jobs=jobs, on_progress=_say)
+    _say("")
+    percent = score(rows)
+    with printing():
+        if as_json:
+            text.write_json({"schema": "vfmig.bench.zoo/1", "bugs": rows, "score": percent})
+        else:
+            tables.print_zoo(rows, percent, sys.stdout)
+    return HOLDS if all(row.killed for row in rows) else UNKNOWN
+
+
 @command.command("downtime")
 @click.option("--runs", default=10, show_default=True, type=click.IntRange(1), help="Of each cell.")
 @click.option("--vfs", default="1,2,4", show_default=True, help="Counts of VFs, with commas.")

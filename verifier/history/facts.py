@@ -17,13 +17,14 @@ from mockdev.wire.frames import (
     DeviceStateFrame,
     EofItem,
     RamBlocksItem,
+    RamFrame,
     RamRecordItem,
     ReturnPathItem,
     SectionItem,
     VfioItem,
 )
 from mockdev.wire.mainstream import is_vfio
-from mockdev.wire.structs import Command, RamFlag, ReturnPath, Tag, VfioTag
+from mockdev.wire.structs import Command, MultifdFlag, RamFlag, ReturnPath, Tag, VfioTag
 from verifier.capture.flows import Lane, Role
 from verifier.history.endings import TELLING, Endings
 from verifier.history.image import Image
@@ -100,6 +101,7 @@ class Facts:
         self.return_path_opened = False
         self.shut: int | None = None
         self.flushes = 0
+        self.syncs: dict[Lane, int] = {}
         self.ends_of_section = 0
         self.images: dict[str, Image] = {}
         self.begins: dict[str, Begin] = {}
@@ -149,6 +151,20 @@ class Facts:
     def channels_whole(self) -> bool:
         """Whether the wire says that nothing more can have come on any channel, and all was read."""
         return bool(self.completed) and all(self.whole(lane) for lane in self.channels)
+
+    @property
+    def ram_whole(self) -> bool:
+        """Whether all RAM and SYNC packets were read: those of a source that got to the end of its stream,
+        where all of them are written. A channel has shown them when it has the SYNC of the last round, or was
+        closed well. Of device state more may have been to come.
+        """
+        return self.channels_whole or (self.main_whole and all(map(self._ram_read, self.channels)))
+
+    def _ram_read(self, lane: Lane) -> bool:
+        if lane in self.holes or lane in self.broken:
+            return False
+        rounds = self.flushes or self.ends_of_section
+        return self.syncs.get(lane, 0) >= rounds > 0 or (self.whole(lane) and self.ends[lane].kind == "fin")
 
     @property
     def reset(self) -> bool:
@@ -349,6 +365,10 @@ class Facts:
         elif item.flags == RamFlag.EOS:
             self.ends_of_section += 1
 
+    def _ram_packet(self, seen: Seen, frame: RamFrame) -> None:
+        if frame.head.flags & MultifdFlag.SYNC:
+            self.syncs[seen.lane] = self.syncs.get(seen.lane, 0) + 1
+
     def _section(self, _: Seen, item: SectionItem) -> None:
         if not self.sparse and any(name in item.idstr for name in _SPARSE):
             self.sparse = item.idstr
@@ -420,6 +440,7 @@ _OF_FLOWS: dict[type, Callable[[Facts, Seen, Any], None]] = {
     Hole: Facts._hole,
     Broken: Facts._broken,
     DeviceStateFrame: Facts._device_state,
+    RamFrame: Facts._ram_packet,
     BufferDone: Facts._buffer_done,
 }
 _OF_JOURNALS: dict[type, Callable[[Facts, str, Any], None]] = {

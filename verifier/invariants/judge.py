@@ -20,7 +20,7 @@ from verifier.verdict import InvariantRow, Standing, Unknown, Violation, Witness
 
 PARTITIONS_MAX = 4096
 _SPOKEN = {Need.SOURCE, Need.TARGET}
-_CAPTURED = {Need.MAIN, Need.CHANNELS, Need.RETURN_PATH}
+_CAPTURED = {Need.MAIN, Need.CHANNELS, Need.RAM, Need.RETURN_PATH}
 FINDINGS_MAX = 16  # of one invariant; more say nothing new
 _PLANS_MAX = 64
 

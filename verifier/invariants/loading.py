@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mockdev.journal import Loaded, Mark, Read, Received, Sent, State, Wrote
+from mockdev.journal import Loaded, Mark, Read, Received, Saved, Sent, State, Wrote
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
 from verifier.invariants.passport import (
@@ -55,6 +55,84 @@ class AfterSwitchover(Invariant[Mark | Sent]):
             self.switched = True
         elif event.idx >= 0 and not self.switched and self.early is None:
             self.early = seen
+
+
+class SavedInOrder(Invariant[Saved]):
+    """Sound: a source of ours reads a device under its one turn and writes the line before that ends, so the
+    lines of one device stand in the order of its bytes; the last ones are there when it ends the stream.
+
+    Misses: a QEMU, whose journal knows no buffers; DS-5, DS-6 and DS-10 see there what reached the wire.
+    """
+
+    passport = Passport(
+        "DS-17",
+        "The source numbers the multifd buffers that it reads from a device 0, 1, 2 and so on, its config "
+        "state last, and has read that before it ends the stream (by its own journal).",
+        Severity.CORRUPTS,
+        qemu("hw/vfio/migration-multifd.c", "vfio_multifd_save_complete_precopy_thread"),
+        DEVICE,
+        (Need.SOURCE,),
+    )
+    kinds = (Saved,)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.exercised = False
+        self.next = 0
+        self.last: Said | None = None
+        self.config: Said | None = None
+
+    def on(self, seen: Said, event: Saved) -> Iterator[Finding]:
+        if event.idx < 0:
+            return
+        self.exercised = True
+        if self.config is not None:
+            yield Finding("something is read after the config state", (self.config, seen))
+        elif event.idx != self.next:
+            witnesses = (seen,) if self.last is None else (self.last, seen)
+            yield Finding(f"a buffer gets index {event.idx} where {self.next} is next", witnesses)
+        self.next = event.idx + 1
+        self.last = seen
+        if event.config:
+            self.config = seen
+
+    def at_end(self) -> Iterator[Finding]:
+        ended = ("source", "end-of-stream") in self.facts.marks
+        if ended and self.last is not None and self.config is None:
+            yield Finding("the source ends the stream and has not read the config state", (self.last,))
+
+
+class LoadedAfterSwitchover(Invariant[Mark | Loaded]):
+    """Sound: a target of ours writes the line about SWITCHOVER_START before it lets loaders begin.
+
+    Misses: a QEMU, whose journal knows no buffers; its trace shows no SWITCHOVER_START either.
+    """
+
+    passport = Passport(
+        "DS-18",
+        "The target loads no multifd buffer before it has read SWITCHOVER_START (by its own journal).",
+        Severity.CORRUPTS,
+        qemu("hw/vfio/migration-multifd.c", "vfio_multifd_switchover_start"),
+        MIGRATION,
+        (Need.TARGET,),
+    )
+    kinds = (Mark, Loaded)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.early: Said | None = None
+        self.switched = False
+        self.exercised = False
+
+    def on(self, seen: Said, event: Mark | Loaded) -> Iterator[Finding]:
+        if isinstance(event, Mark):
+            if event.name == "switchover-start" and seen.role == "target":
+                if self.early is not None and not self.switched:
+                    yield Finding("a buffer was loaded before SWITCHOVER_START was read", (self.early, seen))
+                self.switched = True
+        elif event.idx >= 0:
+            self.exercised = True
+            self.early = self.early or seen
 
 
 class LoadOrder(Invariant[Loaded]):
@@ -185,6 +263,8 @@ class StreamInOrder(Invariant[State | Read | Wrote]):
 
 LOADING = (
     AfterSwitchover,
+    SavedInOrder,
+    LoadedAfterSwitchover,
     LoadOrder,
     LoadedWasReceived,
     StreamInOrder,

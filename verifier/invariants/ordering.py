@@ -192,8 +192,8 @@ class IndexOnce(Invariant[DeviceStateFrame]):
 
 
 class ConfigLast(Invariant[DeviceStateFrame]):
-    """Sound: two config buffers are wrong in any capture; that there is none, or one beyond it, is only said
-    of a completed migration whose channels were all read.
+    """Sound: two config buffers, or a buffer beyond one, are wrong in any capture; that there is none is only
+    said of a completed migration whose channels were all read.
 
     Misses: a config buffer with the wrong content: DS-8, EQ-1, EQ-8.
     """
@@ -227,10 +227,9 @@ class ConfigLast(Invariant[DeviceStateFrame]):
             self.highest, self.highest_idx = seen, idx
 
     def at_end(self) -> Iterator[Finding]:
-        if not self.complete:
-            return
         if self.config is None and self.highest is not None:
-            yield Finding("no config buffer", (self.highest,))
+            if self.complete:
+                yield Finding("no config buffer", (self.highest,))
         elif self.config is not None and self.highest is not None and self.highest_idx > self.config_idx:
             yield Finding(
                 f"buffer {self.highest_idx} lies beyond the config buffer {self.config_idx}",
@@ -331,8 +330,8 @@ class NoGap(Invariant[DeviceStateFrame]):
 
 
 class MainChannelShape(Invariant[SectionItem | VfioItem | FooterItem]):
-    """Sound: the shapes are those of 10.0 to 11.1 for a device on or off multifd; which one a device is
-    follows from its packets, in channels read whole.
+    """Sound: the shapes are those of 10.0 to 11.1 for a device on or off multifd; that a device is on it
+    follows from any packet of it, that it is not only from channels read whole.
 
     Misses: a device whose set-up says otherwise: DS-12.
     """
@@ -375,11 +374,11 @@ class MainChannelShape(Invariant[SectionItem | VfioItem | FooterItem]):
                 self.multifd_only.setdefault(self.device, seen)
 
     def at_end(self) -> Iterator[Finding]:
-        if not self.complete or (self.facts.channels and not self.facts.channels_whole):
-            return
         for device, seen in self.main_only.items():
             if device in self.facts.images and self.facts.images[device].index_last is not None:
                 yield Finding(f"{device} has state on the main channel beside multifd", (seen,))
+        if not self.complete or (self.facts.channels and not self.facts.channels_whole):
+            return
         for device, seen in self.multifd_only.items():
             image = self.facts.images.get(device)
             if image is None or image.index_last is None:

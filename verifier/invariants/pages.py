@@ -85,8 +85,9 @@ class PageOnce(Invariant[RamFrame]):
 
 
 class EveryPage(Invariant[RamFrame | RamRecordItem]):
-    """Sound: every page of every block in the stream's list must be named at least once over all channels; a
-    device that may take pages out (virtio-mem, virtio-balloon), x-ignore-shared and postcopy are left out.
+    """Sound: every page of every block in the stream's list must be named at least once over all channels, by
+    a source that got to the end of its stream, whatever became of the migration then; a device that may take
+    pages out (virtio-mem, virtio-balloon), x-ignore-shared and postcopy are left out.
 
     Misses: a page that was sent in an old version and never again: EQ-7 compares the guest's RAM.
     """
@@ -101,7 +102,7 @@ class EveryPage(Invariant[RamFrame | RamRecordItem]):
             "ram_init_bitmaps, migration_bitmap_clear_discarded_pages, qemu_guest_free_page_hint",
         ),
         MIGRATION,
-        (Need.MAIN, Need.CHANNELS),
+        (Need.MAIN, Need.RAM),
     )
     kinds = (RamFrame, RamRecordItem)
 

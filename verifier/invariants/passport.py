@@ -32,6 +32,7 @@ class Need(StrEnum):
 
     MAIN = "the whole main channel"
     CHANNELS = "all multifd channels whole, of a migration that completed"
+    RAM = "all multifd channels whole, of a source that ended its stream"
     RETURN_PATH = "the whole return path"
     COMPLETED = "a migration that completed"
     SOURCE = "the source's journal"
@@ -192,6 +193,7 @@ def unmet(needs: Iterable[Need], facts: Facts) -> list[Need]:
 _MET: dict[Need, Callable[[Facts], bool]] = {
     Need.MAIN: lambda facts: facts.main_whole,
     Need.CHANNELS: lambda facts: facts.channels_whole,
+    Need.RAM: lambda facts: facts.ram_whole,
     Need.RETURN_PATH: lambda facts: facts.whole(facts.return_path),
     Need.COMPLETED: lambda facts: bool(facts.completed),
     Need.SOURCE: lambda facts: "source" in facts.journals,

@@ -203,8 +203,8 @@ class SyncFirst(Invariant[RamFrame | DeviceStateFrame]):
 
 
 class SyncCount(Invariant[InitFrame | RamFrame]):
-    """Sound: both counts are of streams read whole, of a completed migration; the one SYNC more of machine
-    types up to 9.2 is allowed.
+    """Sound: both counts are of streams read whole, of a source that got to the end of its stream, where all
+    of them are written; the one SYNC more of machine types up to 9.2 is allowed.
 
     Misses: a SYNC too many that goes with a FLUSH too many, and their order in time, which a capture does not
     show.
@@ -217,7 +217,7 @@ class SyncCount(Invariant[InitFrame | RamFrame]):
         Severity.STALLS,
         qemu("migration/multifd-nocomp.c, migration/ram.c", "multifd_ram_flush_and_sync, ram_load_precopy"),
         MIGRATION,
-        (Need.MAIN, Need.CHANNELS),
+        (Need.MAIN, Need.RAM),
     )
     kinds = (InitFrame, RamFrame)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mockdev.journal import Loaded, Read, Saved, State, Wrote
+from mockdev.journal import Loaded, Mark, Read, Saved, State, Wrote
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
 from verifier.invariants.passport import (
+    SIDE,
     SIDE_DEVICE,
     Finding,
     Invariant,
@@ -224,4 +225,48 @@ class NotLeftBehind(Invariant[State]):
             yield Finding(f"it is in {self.where} at the end", (self.last,))
 
 
-STATES = (LegalArcs, StateContinues, SavedWhileSaving, LoadedWhileResuming, NotLeftBehind)
+class StaysStopped(Invariant[State | Saved | Mark]):
+    """Sound: a source that lets its devices run again has given the migration up, and neither switches over
+    nor reads a multifd buffer after that; its main thread writes these lines in the order of what it does.
+
+    Misses: a device that runs again for a moment in one call, which no line tells.
+    """
+
+    passport = Passport(
+        "ST-12",
+        "Once the source has stopped the VM, none of its devices runs again in a migration that goes on (by "
+        "its own journal).",
+        Severity.CORRUPTS,
+        linux("drivers/vfio/vfio_main.c", "vfio_mig_get_next_state", "6.2"),
+        SIDE,
+        (Need.SOURCE,),
+    )
+    kinds = (State, Saved, Mark)
+    running = frozenset(("RUNNING", "PRE_COPY"))
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.exercised = False
+        self.stop: Said | None = None
+        self.ran: Said | None = None
+
+    def on(self, seen: Said, event: State | Saved | Mark) -> Iterator[Finding]:
+        if seen.role != "source":
+            return
+        if isinstance(event, State):
+            if self.stop is not None and event.new in self.running and not event.errno:
+                self.ran = self.ran or seen
+        elif isinstance(event, Mark) and event.name == "stop":
+            self.stop = seen
+        elif isinstance(event, Mark) and event.name != "switchover-start":
+            pass
+        elif self.stop is not None:
+            self.exercised = True
+            if self.ran is not None:
+                yield Finding(
+                    "a device runs after the stop, and the migration goes on", (self.stop, self.ran, seen)
+                )
+                self.ran = None
+
+
+STATES = (LegalArcs, StateContinues, SavedWhileSaving, LoadedWhileResuming, NotLeftBehind, StaysStopped)

@@ -59,6 +59,26 @@ def print_attach(rows: Sequence[Any], missing: str, out: TextIO) -> None:
     _print(table, missing, out)
 
 
+def print_zoo(rows: Sequence[Any], percent: float, out: TextIO) -> None:
+    """Rows of `bench zoo`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("bug", "what it does", "killed by", "needs"):
+        table.add_column(name)
+    for name in ("seeds", "CPU s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.id,
+            escape(row.title),
+            ", ".join(row.by) if row.killed else "[red]nobody[/]",
+            ", ".join(row.needs),
+            str(row.seeds),
+            f"{row.cpu_s:.2f}",
+        )
+    killed = sum(row.killed for row in rows)
+    _print(table, f"{percent:.0f} %: {killed} of {len(rows)} bugs killed", out)
+
+
 def print_downtime(
     cells: Sequence[Any], setup: str, failures: Sequence[str], notes: Sequence[str], out: TextIO
 ) -> None:

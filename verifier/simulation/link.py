@@ -44,7 +44,8 @@ class LinkModel:
     delay_ns: on the way, at least; jitter_ns: and up to so much more. byte_ns: one byte takes so long.
     window: bytes that may wait for the reader before the writer has to. parts: a write arrives in so many
     pieces, at most. stall_at, stall_ns: from this byte on, everything waits once so long. close_at: after
-    this many bytes both directions of the connection are gone; -1: never.
+    this many bytes both directions of the connection are gone; -1: never. close_unnoticed: the writer of the
+    byte after them does not learn it, whoever writes next does.
     """
 
     delay_ns: int = 0
@@ -55,6 +56,7 @@ class LinkModel:
     stall_at: int = 0
     stall_ns: int = 0
     close_at: int = -1
+    close_unnoticed: bool = False
 
     @property
     def instant(self) -> bool:
@@ -106,6 +108,8 @@ class Link:
         model = self._model
         if self._close_at >= 0 and self.sent + sum(map(len, pieces)) > self._close_at:
             self._break_off(pieces, self._close_at - self.sent)
+            if model.close_unnoticed:
+                return
             raise GoneError(f"{self.where}: the connection broke after {self._close_at} bytes")
         before = self.sent
         for piece in pieces:

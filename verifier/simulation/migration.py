@@ -27,7 +27,7 @@ from verifier.simulation.schedule import Late, ScheduledWorld, trimmed
 from verifier.simulation.slot import Slot
 from verifier.simulation.source import Source
 from verifier.simulation.target import Target
-from verifier.simulation.watch import Watch
+from verifier.simulation.watch import ALL, Evidence, Watch
 from verifier.simulation.world import START_NS, Steps, World
 from verifier.verdict import Report
 
@@ -68,12 +68,15 @@ def simulate(
     parts: Parts = Parts(),
     *,
     invariants: Sequence[type[Invariant[Any]]] = INVARIANTS,
+    evidence: Evidence = ALL,
     keep: bool = False,
     record: bool = False,
     folder: Path | None = None,
 ) -> Simulated:
-    """Play a scene. record: also its schedule. folder: also leave it as an evidence folder there."""
-    stage = _Stage(scene, parts, invariants, keep=keep or folder is not None, record=record)
+    """Play a scene. evidence: what the judge gets of it. record: also its schedule. folder: also leave it as
+    an evidence folder there.
+    """
+    stage = _Stage(scene, parts, invariants, evidence, keep=keep or folder is not None, record=record)
     stage.play()
     return stage.result(folder)
 
@@ -86,6 +89,7 @@ class _Stage:
         scene: Scene,
         parts: Parts,
         invariants: Sequence[type[Invariant[Any]]],
+        evidence: Evidence,
         *,
         keep: bool,
         record: bool,
@@ -94,7 +98,8 @@ class _Stage:
         config = scene.migration
         self.world = world = _world(scene, record=record)
         # The links draw for themselves: another schedule does not make another network.
-        self.watch = watch = Watch(world, Chance(scene.seed ^ 0x11FE), invariants=invariants, keep=keep)
+        links = Chance(scene.seed ^ 0x11FE)
+        self.watch = watch = Watch(world, links, invariants=invariants, evidence=evidence, keep=keep)
         if isinstance(world, ScheduledWorld):
             world.frames = lambda: watch.frames
         self.keep = keep
@@ -149,7 +154,7 @@ class _Stage:
             there, back = watch.connection()
             model = next(models)
             if scene.breaks is not None and scene.breaks.channel == number:
-                model = replace(model, close_at=scene.breaks.at)
+                model = replace(model, close_at=scene.breaks.at, close_unnoticed=scene.breaks.unnoticed)
             link = Link(world, watch, where, there, model)
             link.back = Link(world, watch, where if number >= 0 else "return-path", back, next(models))
             link.back.back = link

@@ -7,6 +7,7 @@ everything in every seed would hide what only shows when something is left out.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,15 +29,19 @@ LINKS = ("late", "slow", "window", "parts", "stall")
 DEVICES = ("costs", "short", "stalls")
 ENDS = ("cap", "few-loaders", "few-sends", "guest")
 FAULTS = ("device-fault", "break", "cancel")
-KINDS = (*LINKS, *DEVICES, *ENDS, *FAULTS, "ranked", "yields")
+_FIRST = (*LINKS, *DEVICES, *ENDS, *FAULTS, "ranked", "yields")
+KINDS = (*_FIRST, "uneven")  # one connection far later than the others
 
 
 @dataclass(frozen=True)
 class Break:
-    """A connection breaks. channel: its number, -1: the main one. at: after so many bytes to the target."""
+    """A connection breaks. channel: its number, -1: the main one. at: after so many bytes to the target.
+    unnoticed: whoever writes when it breaks does not learn it, as with a socket that has room.
+    """
 
     channel: int
     at: int
+    unnoticed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,15 @@ class Scene:
         return bool(failing or self.breaks or self.cancel or self.migration.queue_cap_bytes)
 
 
-def draw(seed: int, **fixed: Any) -> Scene:
-    """The scene of a seed. fixed: values of MigrationConfig that are not drawn."""
+def draw(seed: int, also: Collection[str] = (), **fixed: Any) -> Scene:
+    """The scene of a seed. also: kinds of trouble that are on in any case; fixed: values of MigrationConfig
+    that are not drawn.
+    """
     chance = Chance(seed)
-    kinds = frozenset(kind for kind in KINDS if chance.one_in(_ODDS.get(kind, 3)))
+    kinds = frozenset(kind for kind in _FIRST if chance.one_in(_ODDS.get(kind, 3)) or kind in also)
     migration = _migration(chance, kinds, fixed)
     faults = _device_faults(chance, kinds, migration)
-    if faults:
+    if faults and "faults" not in fixed:
         migration = msgspec.structs.replace(migration, faults=faults)
     links = tuple(draw_link(chance, kinds) for _ in range(2 + 2 * migration.channels))
     precopy = migration.precopy_bytes
@@ -101,10 +108,12 @@ def draw(seed: int, **fixed: Any) -> Scene:
         writes = tuple((chance.below(pages), chance.below(40)) for _ in range(chance.between(1, 6)))
         scene = replace(scene, guest_writes=writes)
     if "break" in kinds:
-        scene = replace(scene, breaks=Break(chance.below(migration.channels + 1) - 1, chance.below(20_000)))
+        scene = replace(scene, breaks=_break(chance, migration.channels))
     if "cancel" in kinds:
         role = chance.of(("source", "target"))
         scene = replace(scene, cancel=Cancel(role, chance.below(300)))
+    if "uneven" in also or chance.one_in(4):
+        scene = replace(scene, kinds=kinds | {"uneven"}, links=_uneven(chance, links))
     return scene
 
 
@@ -137,6 +146,17 @@ def _migration(chance: Chance, kinds: frozenset[str], fixed: dict[str, Any]) -> 
         "uuid": UUID,
     }
     return MigrationConfig(**(values | fixed))
+
+
+def _uneven(chance: Chance, links: tuple[LinkModel, ...]) -> tuple[LinkModel, ...]:
+    """One connection, as often as not the main one, whose writes are far later than those of the others."""
+    late = 0 if chance.one_in(2) else 2 * chance.below(len(links) // 2)
+    model = replace(links[late], jitter_ns=links[late].jitter_ns + chance.between(1, 400) * 1_000_000)
+    return (*links[:late], model, *links[late + 1 :])
+
+
+def _break(chance: Chance, channels: int) -> Break:
+    return Break(chance.below(channels + 1) - 1, chance.below(20_000), unnoticed=chance.one_in(2))
 
 
 def _profile(chance: Chance, kinds: frozenset[str]) -> Profile:

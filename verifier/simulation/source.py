@@ -106,8 +106,7 @@ class Source(Side):
         for section in phases.devices:
             yield from self.full(section)
         yield from self.end_stream()
-        while self.shut is None:
-            yield self.replied
+        yield from self.await_verdict()
         self.finished = True
         self.work.give()
         for slot in self.slots:
@@ -135,12 +134,18 @@ class Source(Side):
         """After a failure: whether the target is known not to run the VM."""
         return not self.ended or self.refused
 
+    def await_verdict(self) -> Steps:
+        """The stream has ended: until the target has said how it went."""
+        while self.shut is None:
+            yield self.replied
+
     # -- main channel --------------------------------------------------------------------------------
 
     def send(self, *pieces: bytes | memoryview, event: Event | None = None) -> Steps:
         """Write to the main channel."""
         if event is not None:
             self.course.take(event)
+        yield from self.turn()
         yield from self.write(self.main, *pieces)
 
     def write(self, link: Link, *pieces: bytes | memoryview) -> Steps:
@@ -348,7 +353,7 @@ class Source(Side):
         link, plan = self.channels[number], self.plan
         course = Course(MULTIFD, link.where, local=True)
         course.take(Event.INIT)
-        yield from self.write(link, writer.init_packet(number, UUID(self.config.uuid).bytes))
+        yield from self.write(link, self.init_packet(number))
         while True:
             work = plan.take(number)
             if work is None:
@@ -363,9 +368,7 @@ class Source(Side):
             elif isinstance(work, SendRam):
                 self.progress.give()
                 course.take(Event.RAM)
-                packet = work.packet
-                head = writer.ram_packet(work.packet_num, packet.block, packet.normal, packet.zero)
-                yield from self.write(link, head, *self.ram.send_packet(packet))
+                yield from self.write(link, *self.ram_packet(work))
             else:
                 course.take(Event.SYNC)
                 yield from self.write(link, writer.sync_packet(work.packet_num))
@@ -374,10 +377,28 @@ class Source(Side):
             if plan.has_work:
                 self.work.give()
 
+    def init_packet(self, number: int) -> bytes:
+        """What a channel begins with."""
+        return writer.init_packet(number, UUID(self.config.uuid).bytes)
+
+    def ram_packet(self, work: SendRam) -> list[bytes | memoryview]:
+        """A RAM packet, head and pages."""
+        packet = work.packet
+        head = writer.ram_packet(work.packet_num, packet.block, packet.normal, packet.zero)
+        return [head, *self.ram.send_packet(packet)]
+
+    def read_buffer(self, slot: Slot) -> list[memoryview] | NotYet:
+        """A device's next buffer as views; [] at the end of its state."""
+        return slot.try_read(self.config.buffer_bytes)
+
+    def buffer_head(self, slot: Slot, idx: int, size: int, *, config: bool) -> bytes:
+        """The heads of a buffer."""
+        return writer.device_state_packet(slot.name, 0, idx, size, config=config)
+
     def send_buffer(self, number: int, link: Link, course: Course, device: int) -> Result[bool]:
         """Take a device's turn; whether something was sent."""
         slot, plan = self.slots[device], self.plan
-        views = slot.try_read(self.config.buffer_bytes)
+        views = self.read_buffer(slot)
         if isinstance(views, NotYet):
             self.paused[device] = views.ready_ns
             plan.pause(number)
@@ -388,16 +409,10 @@ class Source(Side):
         if config:
             slot.journal_image()
         size = sum(map(len, payload))
-        idx = plan.next_idx(device)
-        self.say(Saved(t=self.world.now_ns, device=slot.name, idx=idx, size=size, config=config))
-        plan.claim(number, last=config)
-        if config:
-            self.progress.give()
-        else:
-            self.work.give()
+        idx = yield from self.claim(number, device, size, config=config)
         course.take(Event.DEVICE_STATE)
         yield from self.turn()
-        head = writer.device_state_packet(slot.name, 0, idx, size, config=config)
+        head = self.buffer_head(slot, idx, size, config=config)
         yield from self.write(link, head, *payload)
         self.say(
             Sent(
@@ -410,6 +425,20 @@ class Source(Side):
             )
         )
         return True
+
+    def claim(self, number: int, device: int, size: int, *, config: bool) -> Result[int]:
+        """The turn gave a buffer: its index; the device's next turn is free."""
+        idx = self.plan.next_idx(device)
+        self.say(
+            Saved(t=self.world.now_ns, device=self.slots[device].name, idx=idx, size=size, config=config)
+        )
+        self.plan.claim(number, last=config)
+        if config:
+            self.progress.give()
+        else:
+            self.work.give()
+        yield from ()
+        return idx
 
     # -- return path ---------------------------------------------------------------------------------
 
@@ -431,10 +460,14 @@ class Source(Side):
                 continue
             if isinstance(item, ReturnPathItem):
                 self.reply(item)
-        if self.shut:
+        self.weigh(self.shut)
+
+    def weigh(self, verdict: int) -> None:
+        """What the target has said last. RemoteProtocolError: that it failed."""
+        if verdict:
             self.refuse()
             raise RemoteProtocolError(
-                f"the target says that it failed (SHUT {self.shut})", channel="return-path", field="SHUT"
+                f"the target says that it failed (SHUT {verdict})", channel="return-path", field="SHUT"
             )
 
     def refuse(self) -> None:

@@ -16,7 +16,7 @@ from mockdev.journal import Loaded, Received, Verified
 from mockdev.multifd.assembly import Buffer
 from mockdev.multifd.receiver import LoadJob, LoadPlan
 from mockdev.runtime.config import MigrationConfig
-from mockdev.runtime.ram import BLOCK, GuestRam
+from mockdev.runtime.ram import BLOCK, GuestRam, RamBlock
 from mockdev.vfio.uapi import State
 from mockdev.wire import writer
 from mockdev.wire.channel import MAIN, MULTIFD, Course, Event
@@ -140,11 +140,15 @@ class Target(Side):
 
     def aftermath(self, cause: BaseException | None) -> Steps:
         if cause is not None and not self.done:
-            self.say_shut(1)
+            self.say_shut(self.verdict(cause))
         if cause is None:
             self.verify()
         self.back.close()
         yield from ()
+
+    def verdict(self, cause: BaseException) -> int:  # noqa: ARG002
+        """What SHUT says of a failure."""
+        return 1
 
     def say_shut(self, value: int) -> None:
         """Say how it went, if anyone still listens."""
@@ -180,11 +184,8 @@ class Target(Side):
             item = main.look()
             if item is None:
                 if main.ended:
-                    raise RemoteProtocolError(
-                        "the source closed the main channel before the end of the stream",
-                        channel="main",
-                        field="EOF",
-                    )
+                    self.main_ended()
+                    return
                 yield main.arrival
                 continue
             self.course.take_frame(item)
@@ -194,6 +195,13 @@ class Target(Side):
             yield from self.item(item, size)
             if type(item) is DescriptionItem:
                 return
+            yield from self.turn()
+
+    def main_ended(self) -> None:
+        """The main channel was closed before the end of the stream. RemoteProtocolError: always."""
+        raise RemoteProtocolError(
+            "the source closed the main channel before the end of the stream", channel="main", field="EOF"
+        )
 
     def arrived(self, link: Link, end: int) -> Steps:
         """Wait until the stream's bytes before `end` are here."""
@@ -339,12 +347,16 @@ class Target(Side):
                     course.take(Event.INIT, frame.offset)
                     number = self.name(frame, link)
             course.take(Event.CLOSE)
-        except GoneError:
+        except GoneError as error:
             if not self.done:
-                raise
+                self.channel_gone(error)
         self.open_channels -= 1
         self.gone_channels.add(number)
         self.changed.give()
+
+    def channel_gone(self, error: GoneError) -> None:
+        """A connection broke while it was needed. GoneError: always."""
+        raise error
 
     def name(self, frame: InitFrame, link: Link) -> int:
         """The number of a channel that has told it."""
@@ -372,14 +384,22 @@ class Target(Side):
         yield from self.arrived(link, end)
         data = link.payload(end, frame.payload_size)
         for number, offset in enumerate(frame.normal):
-            block.page(offset)[:] = data[number * 4096 : (number + 1) * 4096]
+            self.page(block, offset, data[number * 4096 : (number + 1) * 4096])
         block.take(frame.normal)
         for offset in frame.zero:
             block.take_zero(offset)
 
+    def page(self, block: RamBlock, offset: int, data: memoryview) -> None:
+        """Take one page."""
+        block.page(offset)[:] = data
+
+    def device_of(self, frame: DeviceStateFrame) -> int | None:
+        """Whose a buffer is."""
+        return self.by_name.get(frame.head.idstr.partition(b"\0")[0].decode("ascii", "replace"))
+
     def receive(self, frame: DeviceStateFrame, link: Link, channel: int) -> Steps:
         """Take a device-state packet whose heads are here."""
-        device = self.by_name.get(frame.head.idstr.partition(b"\0")[0].decode("ascii", "replace"))
+        device = self.device_of(frame)
         if device is None or frame.vfio is None or not self.multifd:
             raise RemoteProtocolError("not for a device here", channel=link.where, field="idstr")
         idx, size = frame.vfio.idx, frame.payload_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,21 @@ TARGET = Address("127.0.0.1", 4444)
 FILE = "simulation"
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What the judge is given besides the capture. journals: of which ends; record: the run's record."""
+
+    journals: frozenset[str] = frozenset(("source", "target"))
+    record: bool = True
+
+
+ALL = Evidence()
+
+
 class Watch:
-    """One migration's observers. chance: for the links. keep: remember everything for `write_folder`."""
+    """One migration's observers. chance: for the links. evidence: what the judge hears of besides the bytes.
+    keep: remember everything for `write_folder`.
+    """
 
     def __init__(
         self,
@@ -47,6 +61,7 @@ class Watch:
         chance: Chance,
         *,
         invariants: Sequence[type[Invariant[Any]]] = INVARIANTS,
+        evidence: Evidence = ALL,
         keep: bool = False,
     ) -> None:
         self.world = world
@@ -55,6 +70,7 @@ class Watch:
         self._at = 0
         self._judges: dict[int, Judge] = {}
         self._invariants = invariants
+        self._evidence = evidence
         self._history = History(self._make)
         self._history.open(self._arena)
         self._sinks: dict[Lane, FlowDecoder] = {}
@@ -115,18 +131,19 @@ class Watch:
         """An endpoint writes a line of its journal."""
         if self._keep:
             self._lines[role].append(line)
-        self._history.tell(Said(role, line, role, 0, 0))
+        if role in self._evidence.journals:
+            self._history.tell(Said(role, line, role, 0, 0))
 
     # -- what it came to -----------------------------------------------------------------------------
 
     def report(self, record: dict[str, Any]) -> Report:
         """Nothing more happens. record: the run's, as run.json has it."""
         run = record_of(record, FILE)
-        for said in run.ends:
+        for said in run.ends if self._evidence.record else ():
             self._history.tell(said)
         self._history.end_capture()
         for number, judge in self._judges.items():
-            judge.facts.record = None if number else run
+            judge.facts.record = run if self._evidence.record and not number else None
             judge.at_end()
         report = report_of(self._history, self._judges, Found())
         report.seed = run.seed
