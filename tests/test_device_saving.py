@@ -307,6 +307,23 @@ def test_after_a_bad_resource_in_pre_copy_the_stop_saves_everything() -> None:
     assert read(file) == b"".join(record(STATE[at : at + 128]) for at in range(0, len(STATE), 128))
 
 
+def test_a_session_stays_dead_though_a_save_had_ended_unseen_before() -> None:
+    """Nobody asked since: the SAVE's end, and the beginning of the next one, are made up for when it dies."""
+    mock = device(SLOW, Plan(chunk_bytes=256))
+    file = opened(mock)
+    mock.release(CHUNK_NS + 1, file)
+    mock.firmware.advance(9 * CHUNK_NS)
+    assert failed(file, 9 * CHUNK_NS) == errno.ENODEV
+    assert file.chunks_ahead == 0
+
+
+def test_a_session_whose_read_failed_stays_dead_when_the_save_under_way_ends() -> None:
+    file = opened(device(SLOW, Plan(chunk_bytes=512), Faults(read=ByteFault(0, errno.EIO))))
+    assert failed(file, CHUNK_NS) == errno.EIO
+    for now in (CHUNK_NS, 2 * CHUNK_NS, 9 * CHUNK_NS):  # the second of two chunks, and the last, is saved
+        assert failed(file, now) == errno.ENODEV
+
+
 def test_a_plan_and_a_device_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError):
         Plan(chunk_bytes=0)

@@ -108,6 +108,7 @@ class SaveFile(DataFile):
 
     def kill(self, now_ns: int) -> None:
         """End the session: a reader gets ENODEV from now on."""
+        self._firmware.advance(now_ns)  # a SAVE that is over by now may have begun the next: that one is ended
         if self._saving is not None:
             self._firmware.cancel(now_ns, self._saving)
             self._saving = None
@@ -259,7 +260,7 @@ class SaveFile(DataFile):
 
     def _saved(self, end_ns: int, start: int, piece: Piece) -> None:
         self._saving = None
-        if self._save_fails(start, piece):
+        if self.state is SaveState.ERROR or self._save_fails(start, piece):
             return
         if self._records:
             self._ready.add([Piece(memoryview(image_header(len(piece.view))), False)])
