@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mockdev.runtime.pcap_writer import PcapngWriter
 from tests.canaries.script import MAIN, good
 from verifier.capture.flows import CHANNEL_HEAD, MAIN_HEAD, Directory, Lane, Role
@@ -102,6 +104,18 @@ def test_another_protocol_on_the_targets_address_belongs_to_it_and_elsewhere_to_
     late, elsewhere = net.begin(b"POST"), net.begin(b"SSH-", 22)
     assert (early.migration, late.migration, elsewhere.migration) == (0, 0, None)
     assert all(lane.foreign for lane in (early, late, elsewhere))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("known", [MAIN_HEAD, CHANNEL_HEAD])
+def test_a_connection_that_broke_inside_its_first_bytes_is_no_other_protocol(known: bytes, size: int) -> None:
+    net = Net()
+    net.begin(MAIN_HEAD)
+    cut = net.begin(known[:size])
+    assert (cut.role, cut.migration, cut.foreign) == (Role.NONE, 0, False)
+    assert cut.why == f"too short to tell: it ended after {size} bytes"
+    other = net.begin(known[: size - 1] + b"\0")
+    assert other.foreign
 
 
 def test_two_migrations_in_one_capture_are_judged_each_on_its_own(tmp_path: Path) -> None:

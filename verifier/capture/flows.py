@@ -123,6 +123,8 @@ class Directory:
             self._begin(lane, Role.CHANNEL)
         elif lane.flow.initiator is False:
             return Role.UNDECIDED  # the answering side: what it is depends on the side that opened
+        elif any(known.startswith(head) for known in (MAIN_HEAD, CHANNEL_HEAD)):
+            self._refuse(lane, f"too short to tell: it ended after {len(head)} bytes")
         else:
             shown = head[:HEAD_BYTES].hex(" ")
             self._refuse(lane, f"another protocol: it begins with {shown}, neither main channel nor multifd")
