@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from mockdev.multifd.assembly import AHEAD_MAX, Assembly, Buffer
+from mockdev.multifd.assembly import Assembly, Buffer
 from mockdev.multifd.receiver import LoadPlan
 from mockdev.vfio.uapi import State
 from verifier.simulation.migration import Parts
@@ -49,10 +48,7 @@ class Unordered(Assembly[Any]):
 class UnorderedPlan(LoadPlan[Any]):
     """Loads buffers as they come."""
 
-    def __init__(self, devices: Sequence[str], cap: int | None = None, ahead_max: int = AHEAD_MAX) -> None:
-        super().__init__(devices, cap, ahead_max)
-        for intake in self._intakes:
-            intake.assembly = Unordered(intake.name, ahead_max)
+    assembly_type = Unordered
 
 
 class LoadsUnordered(Target):
