@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from mockdev.errors import VfmigError
 from mockdev.runtime.pcap_writer import FULL, HEADERS, SEGMENT_BYTES_MAX, PcapngWriter
 from tests.capture_files import EPOCH_NS, take_all
+from tests.examples import examples
 from verifier.capture.pcapng import open_capture
 
 LOCAL, PEER = ("127.0.0.1", 4000), ("127.0.0.2", 5000)
@@ -76,7 +77,7 @@ def test_tshark_follows_the_same_bytes(tmp_path: Path, hosts: tuple[str, str]) -
     assert accounting.unread.total() == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     calls=st.lists(
         st.tuples(
@@ -162,6 +163,26 @@ def test_a_reset_is_told_from_an_end(tmp_path: Path) -> None:
     writer.close()
     _, taken = take_all(tmp_path / "a")
     assert [sink.ends for sink in taken] == [["rst"], ["rst"], ["cut"], ["cut"]]
+
+
+def test_one_side_may_end_before_the_other(tmp_path: Path) -> None:
+    writer = PcapngWriter(tmp_path / "a", ["source"])
+    tap = writer.connection(LOCAL, PEER, EPOCH_NS)
+    tap.sent([b"abc"], EPOCH_NS)
+    tap.finish(EPOCH_NS + 1, local=True)
+    tap.received([b"de"], EPOCH_NS + 2)
+    tap.finish(EPOCH_NS + 3, local=False)
+    broken = writer.connection(PEER, LOCAL, EPOCH_NS)
+    broken.close(EPOCH_NS + 4, reset=True)
+    broken.finish(EPOCH_NS + 5, local=True)  # too late to count
+    writer.close()
+    _, taken = take_all(tmp_path / "a")
+    assert [(sink.bytes, sink.ends) for sink in taken] == [
+        (b"abc", ["fin"]),
+        (b"de", ["fin"]),
+        (b"", ["rst"]),
+        (b"", ["rst"]),
+    ]
 
 
 def test_many_threads_write_one_file(tmp_path: Path) -> None:

@@ -55,7 +55,10 @@ def test_what_a_simulation_leaves_is_judged_as_it_was(tmp_path: Path) -> None:
         assert [row.saved_digest for row in report.devices] == [
             row.saved_digest for row in came.report.devices
         ]
-        assert report.exercised.invariants.keys() == came.report.exercised.invariants.keys()
+        then, now = came.report.exercised.invariants, report.exercised.invariants
+        assert {name: row.standing for name, row in now.items()} == {
+            name: row.standing for name, row in then.items()
+        }
 
 
-DIGEST_OF_SEED_5 = "xxh3-128:3678ddb89d4ae8ee1e5e040cad191bd6"
+DIGEST_OF_SEED_5 = "xxh3-128:b258dbe74c1070e34fe45d4500e7e925"

@@ -108,9 +108,7 @@ class SaveFile(DataFile):
 
     def kill(self, now_ns: int) -> None:
         """End the session: a reader gets ENODEV from now on."""
-        self._firmware.advance(
-            now_ns
-        )  # a SAVE that is over by now may have begun the next: that one is ended
+        self._firmware.advance(now_ns)  # a SAVE that is over by now may have begun the next
         if self._saving is not None:
             self._firmware.cancel(now_ns, self._saving)
             self._saving = None

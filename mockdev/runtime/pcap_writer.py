@@ -241,6 +241,13 @@ class Tap:
                     [(local, peer, FIN | ACK), (peer, local, FIN | ACK), (local, peer, ACK)], time_ns
                 )
 
+    def finish(self, time_ns: int, *, local: bool) -> None:
+        """One side has ended its direction, the local one or the peer; the other may go on."""
+        side, other = (self._local, self._peer) if local else (self._peer, self._local)
+        with self._writer._lock:
+            if not self._closed:
+                self._control([(side, other, FIN | ACK), (other, side, ACK)], time_ns)
+
     def _open(self, time_ns: int, accepted: bool) -> None:
         caller, called = (self._peer, self._local) if accepted else (self._local, self._peer)
         with self._writer._lock:

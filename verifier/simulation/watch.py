@@ -76,8 +76,7 @@ class Watch:
         self._sinks: dict[Lane, FlowDecoder] = {}
         self._listeners: dict[Lane, Callable[[Seen], None]] = {}
         self._keep = keep
-        self._bytes: list[tuple[int, Lane, bytes]] = []
-        self._reset: set[int] = set()
+        self._passed: list[tuple[int, Lane, bytes | str]] = []  # what was written, and how it ended
         self._lines: dict[str, list[AnyLine]] = {"source": [], "target": []}
         self._connections = 0
 
@@ -118,13 +117,13 @@ class Watch:
         self._at = at
         lane.flow.delivered_bytes += at - start
         if self._keep:
-            self._bytes.append((self.world.now_ns, lane, arena[start:at]))
+            self._passed.append((self.world.now_ns, lane, arena[start:at]))
         self._sinks[lane].data(start, at, self.world.now_ns)
 
     def closed(self, lane: Lane, kind: str) -> None:
         """A direction has ended: "fin" or "rst"."""
-        if kind == "rst":
-            self._reset.add(lane.flow.connection)
+        if self._keep:
+            self._passed.append((self.world.now_ns, lane, kind))
         self._sinks[lane].end(kind, self.world.now_ns)
 
     def say(self, role: str, line: AnyLine) -> None:
@@ -157,9 +156,9 @@ class Watch:
     def digest(self) -> str:
         """Of all that was written and said, and when; only if it was kept."""
         digest = xxhash.xxh3_128()
-        for time_ns, lane, data in self._bytes:
+        for time_ns, lane, data in self._passed:
             digest.update(f"{time_ns} {lane}\n".encode())
-            digest.update(data)
+            digest.update(data if isinstance(data, bytes) else data.encode())
         for role, lines in self._lines.items():
             digest.update(role.encode())
             digest.update(msgspec.json.encode(lines))
@@ -170,16 +169,19 @@ class Watch:
         folder.mkdir(parents=True, exist_ok=True)
         out = PcapngWriter(folder / "capture.pcapng", [FILE])
         taps: dict[int, Tap] = {}
-        for time_ns, lane, data in self._bytes:
+        for time_ns, lane, data in self._passed:
             flow = lane.flow
             tap = taps.get(flow.connection)
             if tap is None:
                 ends = (flow.source, flow.destination) if flow.initiator else (flow.destination, flow.source)
                 local, peer = ((end.host, end.port) for end in ends)
                 tap = taps[flow.connection] = out.connection(local, peer, START_NS)
-            (tap.sent if flow.initiator else tap.received)([data], time_ns)
-        for number, tap in taps.items():
-            tap.close(self.world.now_ns, reset=number in self._reset)
+            if isinstance(data, bytes):
+                (tap.sent if flow.initiator else tap.received)([data], time_ns)
+            elif data == "rst":
+                tap.close(time_ns, reset=True)
+            else:
+                tap.finish(time_ns, local=flow.initiator is not False)
         out.close()
         for role, lines in self._lines.items():
             journal = Journal(folder / f"{role}.jsonl")
