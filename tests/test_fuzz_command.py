@@ -78,7 +78,7 @@ def test_what_is_found_is_kept_known_and_repeated(
     assert code == 1
     assert report["known"] == []
     assert report["first_failing_seed"] == min(row["seed"] for row in report["new"])
-    row = next(row for row in report["new"] if row["what"] == ["OC-2"])
+    row = next(row for row in report["new"] if "OC-2" in row["what"])
     kept = read_entry(Path(row["file"]))
     assert list(kept.failure.what) == row["what"]
     assert row["repeat"] == f"vfmig fuzz --simulate --replay {row['file']}"
@@ -105,7 +105,7 @@ def test_a_scene_that_does_not_fail_any_more(tmp_path: Path, capsys: pytest.Capt
     assert played["variation"] == "does-not-wait"
     assert check_path(tmp_path).exit_code == 0
     assert execute(["fuzz", "--simulate", "--replay", str(path)]) == 0
-    assert "does not fail; once it did with does-not-wait: violation (OC-2)" in capsys.readouterr().out
+    assert "does not fail; once it did with does-not-wait: violation (OC-2" in capsys.readouterr().out
 
 
 def test_a_person_reads_the_seed_and_the_line(

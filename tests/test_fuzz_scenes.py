@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def test_a_scene_of_the_corpus_shows_its_defect_and_nothing_in_the_endpoints_as_
     entry = read_entry(path)
     failure, _ = examine(entry.scene, VARIATIONS[entry.variation])
     assert failure is not None
-    assert failure.key == entry.failure.key
+    assert failure.shows(entry.failure)  # and of invariants that are younger, if they see it, too
     assert examine(entry.scene)[0] is None
 
 
@@ -124,6 +125,7 @@ def test_the_least_scene_fails_alike_and_has_nothing_to_spare(variation: str, se
     assert config.vfs * config.state_bytes <= before.vfs * before.state_bytes
     assert config.channels == (2 if variation == "loads-unordered" else 1)
     assert least.scene.kinds <= ({"device-fault"} if variation == "gives-up" else {"yields"})
+    assert least.scene.links == ()
     schedule = least.scene.schedule
     assert schedule is not None
     for at, choice in enumerate(schedule):  # no choice can be taken back
@@ -131,14 +133,15 @@ def test_the_least_scene_fails_alike_and_has_nothing_to_spare(variation: str, se
             plainer = replace(least.scene, schedule=(*schedule[:at], 0, *schedule[at + 1 :]))
             failure, _ = examine(plainer, parts)
             assert failure is None or failure.key != least.failure.key
-    # Only a defect that depends on who is late needs somebody to be.
-    assert bool(schedule) is bool(least.late) is (variation == "loads-unordered")
 
 
-def test_the_words_say_which_thread_was_late() -> None:
-    entry = next(read_entry(path) for path in CORPUS if path.stem == "loads-unordered-1")
-    assert entry.late == ("the target's channel 1 went on 2 frames late",)
-    assert simulate(entry.scene, record=True).late == entry.late
+def test_the_words_say_who_was_late_and_by_how_many_frames() -> None:
+    kept = read_entry(CORPUS[0].with_name("loads-unordered-24.json"))
+    came = simulate(kept.scene, VARIATIONS[kept.variation], record=True)
+    assert came.late == kept.late
+    assert any(re.fullmatch(r"the target's .+ went on \d+ frames late", line) for line in kept.late)
+    # Nobody is late in a schedule without choices.
+    assert simulate(replace(kept.scene, schedule=()), record=True).late == ()
 
 
 # -- files ---------------------------------------------------------------------------------------------
@@ -213,7 +216,7 @@ def test_the_evidence_of_a_failing_scene_is_judged_the_same(tmp_path: Path) -> N
         kept = read_entry(path)
         simulate(kept.scene, VARIATIONS[kept.variation], folder=tmp_path / path.stem)
         report = check_path(tmp_path / path.stem)
-        assert {violation.id for violation in report.violations} == set(kept.failure.what)
+        assert {violation.id for violation in report.violations} >= set(kept.failure.what)
 
 
 def test_an_entry_names_its_variation() -> None:

@@ -35,6 +35,10 @@ class Failure(msgspec.Struct, frozen=True):
         """The same for all that fail alike."""
         return (self.kind, *self.what)
 
+    def shows(self, other: Failure) -> bool:
+        """Whether this is that failure, or one by which more invariants are broken."""
+        return self.kind == other.kind and set(other.what) <= set(self.what)
+
     def __str__(self) -> str:
         what = ", ".join(self.what)
         return what if self.kind == "violation" else f"{self.kind} ({what})"

@@ -22,8 +22,9 @@ from verifier.simulation.migration import Parts
 from verifier.simulation.scene import FREE, LINKS, Scene
 from verifier.simulation.schedule import trimmed
 
-TRIES_MAX = 1500
+TRIES_MAX = 3000
 _TURNS_TRIED = 200
+_SEEDS_AT_FIRST = 30
 _SEEDS = 6  # schedules tried for each simpler scene
 _PLAIN = LinkModel()
 # What each kind of trouble means for a link: these fields are as in a plain one when it is off.
@@ -90,7 +91,9 @@ class _Shrinker:
         while again:
             again = False
             for step in _STEPS:
-                while self._one(step, seeds):
+                # What is worth most is tried longest.
+                many = seeds > 1 and step in (_without_trouble, _without_kinds)
+                while self._one(step, _SEEDS_AT_FIRST if many else seeds):
                     again = True
 
     def _one(self, step: Callable[[Scene], Iterator[Scene]], seeds: int) -> bool:
@@ -249,6 +252,7 @@ def _sooner(scene: Scene) -> Iterator[Scene]:
         for less in _less(scene.cancel.turns, 0):
             yield replace(scene, cancel=replace(scene.cancel, turns=less))
     if scene.breaks is not None:
+        yield replace(scene, breaks=replace(scene.breaks, unnoticed=False))
         for less in _less(scene.breaks.at, 0):
             yield replace(scene, breaks=replace(scene.breaks, at=less))
     for number, link in enumerate(scene.links):
@@ -272,6 +276,7 @@ def _honest(scene: Scene) -> Iterator[Scene]:
             kinds.discard(kind)
     config = scene.migration
     gone = {
+        "uneven": not any(link.jitter_ns for link in scene.links),
         "costs": scene.profile.free,
         "short": not any("short=" in fault for fault in config.faults),
         "stalls": not any("stall=" in fault for fault in config.faults),

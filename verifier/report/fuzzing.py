@@ -58,7 +58,7 @@ def print_replay(report: Any, out: TextIO) -> None:
             f"[bold green]does not fail[/]; once it did{escape(plain(where))}: {escape(plain(then))}"
         )
     else:
-        same = (report.failure.kind, report.failure.what) == (report.expected.kind, report.expected.what)
+        same = report.failure.shows(report.expected)
         now = f"{report.failure.kind} ({', '.join(report.failure.what)}): {report.failure.message}"
         console.print(f"[bold red]fails{' as it did' if same else ''}[/]: {escape(plain(now))}")
         if not same:
