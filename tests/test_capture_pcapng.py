@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -211,7 +211,6 @@ def test_a_nonsense_pcap_length_keeps_the_part_before(tmp_path: Path) -> None:
     assert "nonsense" in damage
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_any_changed_byte_is_read_or_said(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -28,6 +28,7 @@ from tests.capture_files import (
     take_all,
     tcp,
 )
+from tests.examples import examples
 from verifier.capture.pcapng import open_capture
 from verifier.capture.reassembly import Accounting, Flow, reassemble
 
@@ -89,7 +90,7 @@ def segments(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int]]]:
     return isn, size, order
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150))
 @given(case=segments(), ends=st.booleans())
 def test_any_segmentation_gives_the_stream_or_holes(
     tmp_path_factory: pytest.TempPathFactory, case: tuple[int, int, list[tuple[int, int]]], ends: bool
@@ -110,7 +111,7 @@ def test_any_segmentation_gives_the_stream_or_holes(
     assert sink.flow.conflicts == sink.flow.stray_bytes == sink.flow.unverified_bytes == 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100))
 @given(
     case=segments(),
     acks=st.lists(st.integers(0, 300), max_size=20),
@@ -431,7 +432,6 @@ class Totals:
         self.ends += 1
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_changed_bytes_never_break_it(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     frames = [*opening(), *(out(100 + 20 * n, STREAM[20 * n : 20 * n + 20]) for n in range(4))]

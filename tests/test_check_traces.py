@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mockdev.journal import Image, Unanswered
 from tests.canaries.lent import NAMES, lend, line_of
 from tests.canaries.script import Script, good
+from tests.examples import examples
 from verifier.check import check_path
 from verifier.invariants.judge import FINDINGS_MAX
 from verifier.report.text import print_report
@@ -210,7 +211,7 @@ def test_calls_without_an_answer_are_counted(tmp_path: Path) -> None:
     assert "\ncalls of a QEMU without an answer: 1 " in out.getvalue()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.data())
 def test_no_disorder_of_a_log_breaks_the_judge(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

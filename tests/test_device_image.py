@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mockdev.device.image import PAGE_SIZE, TILE_SIZE, Pattern
+from tests.examples import examples
 
 PATTERN = Pattern(1, "vf0")
 SIZE = 3 << 20
@@ -26,7 +27,6 @@ def test_seed_and_device_both_count() -> None:
     assert len(set(firsts)) == 4
 
 
-@settings(deadline=None)
 @given(st.integers(0, SIZE), st.integers(0, 3 * PAGE_SIZE))
 def test_any_range_can_be_made_alone(offset: int, size: int) -> None:
     assert PATTERN.read(offset, size) == (WHOLE + PATTERN.read(SIZE, 4 * PAGE_SIZE))[offset : offset + size]
@@ -51,7 +51,7 @@ def test_a_right_image_holds_whole_or_in_part() -> None:
     assert PATTERN.verify(memoryview(b"")) is None
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.integers(0, SIZE - 1), st.integers(1, 255))
 @example((1 << 20) - 15, 1)  # 16 bytes from here lie in two of the pieces that are compared at once
 def test_the_first_wrong_byte_is_named(at: int, bits: int) -> None:

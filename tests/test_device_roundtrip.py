@@ -18,6 +18,7 @@ from mockdev.device.saving import Plan, SaveFile
 from mockdev.device.timing import CONNECTX7, OPAQUE, UNLIMITED, Firmware, Profile
 from mockdev.errors import DeviceError
 from mockdev.vfio.uapi import State
+from tests.examples import examples
 
 PATTERN = Pattern(3, "vf0")
 PROFILES = (UNLIMITED, CONNECTX7, OPAQUE, OPAQUE.at_rate(1 << 20))
@@ -75,7 +76,7 @@ class Pair:
                     break
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=examples(120))
 @given(
     state_bytes=st.integers(2, 20_000),
     precopy=st.tuples(st.integers(0, 12_000), SIZES, SIZES),

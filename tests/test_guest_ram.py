@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mockdev.lab.qemu import Qemu, find_qemu
+from tests.examples import examples
 from verifier.guest_ram import (
     PAGE_BYTES,
     RANGES_MAX,
@@ -128,7 +129,7 @@ def test_memory_off_the_page_grid_is_compared_to_its_ends(tmp_path: Path) -> Non
     places=st.lists(st.integers(0, 3 * (1 << 18) - 1), max_size=8),
     cuts=st.lists(st.integers(1, 191), max_size=4, unique=True),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(30))
 def test_any_changes_are_found_at_their_pages(tmp_path: Path, places: list[int], cuts: list[int]) -> None:
     data = pages(192)
     edges = [0, *sorted(cut * PAGE_BYTES for cut in cuts), len(data)]
@@ -192,7 +193,7 @@ def test_a_flood_of_segments_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 231), st.integers(0, 255)), min_size=1, max_size=6))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=examples(300))
 def test_no_header_breaks_it(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
     bad = bytearray(GOOD)
     for place, value in edits:

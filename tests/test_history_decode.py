@@ -14,6 +14,7 @@ from mockdev.wire import writer
 from mockdev.wire.frames import DeviceStateFrame, RamFrame
 from mockdev.wire.structs import MULTIFD_RAM, MultifdFlag, Tag
 from tests.canaries.script import BUFFER, MAIN, UUID, good, packet, pages
+from tests.examples import examples
 from verifier.capture.flows import Directory, Role
 from verifier.capture.packets import Address
 from verifier.capture.stream import Flow
@@ -76,7 +77,7 @@ MAIN_STREAM, CHANNEL_STREAM = stream(MAIN), stream("0")
 DEVICE_STREAM = writer.init_packet(0, UUID) + packet(0, 0, bytes(range(200))) + packet(0, 1, b"xyz")
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(1, len(MAIN_STREAM) - 1), max_size=30))
 def test_segments_of_the_main_channel_do_not_matter(cuts: list[int]) -> None:
     whole, cut = feed(MAIN_STREAM), feed(MAIN_STREAM, cuts)
@@ -84,7 +85,7 @@ def test_segments_of_the_main_channel_do_not_matter(cuts: list[int]) -> None:
     assert cut.decoder.decoded == len(MAIN_STREAM)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(st.integers(1, len(CHANNEL_STREAM) - 1), max_size=30))
 def test_segments_of_a_channel_do_not_matter(cuts: list[int]) -> None:
     whole, cut = feed(CHANNEL_STREAM), feed(CHANNEL_STREAM, cuts)
@@ -97,7 +98,7 @@ def test_byte_by_byte_is_the_same() -> None:
         assert feed(data, range(1, len(data))).events() == feed(data).events()
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(st.integers(0, len(DEVICE_STREAM)), st.integers(1, 300), st.lists(st.integers(1, 800), max_size=8))
 def test_every_byte_is_accounted_for_with_a_hole_anywhere(start: int, size: int, cuts: list[int]) -> None:
     stop = min(start + size, len(DEVICE_STREAM))

@@ -29,6 +29,7 @@ from mockdev.runtime.template import FORMAT, Template, TemplateError, load, save
 from mockdev.wire.dialect import flushes_per_section
 from mockdev.wire.structs import Tag
 from tests.endpoints import lines
+from tests.examples import examples
 from tests.test_runtime_any_machine import CORPORA, RECORDED_VF, Replay, sent
 from verifier.check import check_paths
 
@@ -73,7 +74,7 @@ def block(name: str, kinds: list[str]) -> RamBlock:
 
 
 @given(machines, pages, pages, st.booleans())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_saved_is_loaded(
     tmp_path: Path, machine: Machine, first: list[str], second: list[str], shared: bool
 ) -> None:
@@ -108,7 +109,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=examples(200), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_refused_with_a_sentence_or_changes_nothing(
     tmp_path: Path, good: bytes, data: st.DataObject
 ) -> None:

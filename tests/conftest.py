@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How hard Hypothesis tries: `quick`, `ci` (the default: the same examples each time) or `night`.
+
+Chosen with --hypothesis-profile or VFMIG_HYPOTHESIS.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("quick", max_examples=20, deadline=None)
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("night", max_examples=5000, deadline=None, stateful_step_count=100, print_blob=True)
+settings.load_profile(os.environ.get("VFMIG_HYPOTHESIS", "ci"))
