@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mockdev.errors import LocalProtocolError, RemoteProtocolError
 from mockdev.multifd.assembly import Buffer
@@ -17,15 +17,20 @@ LAST = 6
 
 
 class Loading(RuleBasedStateMachine):
-    """Buffers of three devices in any order; loads begin and end at any time, several at once."""
+    """Buffers of three devices in any order; loads begin and end at any time, several at once.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.plan: LoadPlan[None] = LoadPlan(DEVICES)
+    cap: what a device may have queued, config buffer included; over it nothing is taken, not even by a hair.
+    """
+
+    @initialize(cap=st.none() | st.integers(LAST + 1, 2 * LAST))
+    def make(self, cap: int | None) -> None:
+        self.cap = cap
+        self.plan: LoadPlan[None] = LoadPlan(DEVICES, cap)
         self.left = {(d, idx) for d in range(len(DEVICES)) for idx in range(LAST + 1)}
         self.jobs: dict[int, LoadJob[None]] = {}
         self.loaded: list[list[int]] = [[] for _ in DEVICES]
         self.sizes = [0] * len(DEVICES)
+        self.most = [0] * len(DEVICES)
         self.announced: set[tuple[int, int]] = set()
 
     @precondition(lambda self: self.left - self.announced)
@@ -37,27 +42,49 @@ class Loading(RuleBasedStateMachine):
         assert start == (sum(range(1, idx + 1)) if all(before) else None)
         self.announced.add((device, idx))
 
-    @precondition(lambda self: self.left & self.announced)
+    @precondition(lambda self: self.left)
     @rule(data=st.data())
     def receive(self, data: st.DataObject) -> None:
-        device, idx = data.draw(st.sampled_from(sorted(self.left & self.announced)))
+        device, idx = data.draw(st.sampled_from(sorted(self.left)))
+        if (device, idx) not in self.announced:
+            self.plan.announce(device, idx, idx + 1, config=idx == LAST)
+            self.announced.add((device, idx))
+        buffer: Buffer[None] = Buffer(idx, idx + 1, idx == LAST, None)
+        queued = self.sizes[device] + idx + 1
+        if self.cap is not None and queued > self.cap:
+            with pytest.raises(RemoteProtocolError, match=f"to {queued}, over the cap of {self.cap}"):
+                self.plan.received(device, buffer)
+            return  # as if it had not come
         self.left.remove((device, idx))
-        self.sizes[device] += idx + 1
-        queued = self.plan.received(device, Buffer(idx, idx + 1, idx == LAST, None))
-        assert queued == self.sizes[device]
+        self.sizes[device] = queued
+        self.most[device] = max(self.most[device], queued)
+        assert self.plan.received(device, buffer) == queued
+        assert self.plan.queued_max(device) == self.most[device]
 
-    @precondition(lambda self: not self.plan.started)
+    @precondition(lambda self: len(self.left) < len(DEVICES) * (LAST + 1))
+    @rule(data=st.data())
+    def come_again(self, data: st.DataObject) -> None:
+        came = {(d, idx) for d in range(len(DEVICES)) for idx in range(LAST + 1)} - self.left
+        device, idx = data.draw(st.sampled_from(sorted(came)))
+        with pytest.raises(RemoteProtocolError, match=f"buffer {idx} came a second time"):
+            self.plan.announce(device, idx, idx + 1, config=idx == LAST)
+
     @rule()
     def start(self) -> None:
-        self.plan.start()
+        if self.plan.started:
+            with pytest.raises(RemoteProtocolError, match="second time"):
+                self.plan.start()
+        else:
+            self.plan.start()
 
     @rule(device=st.none() | st.integers(0, len(DEVICES) - 1))
     def take(self, device: int | None) -> None:
+        could = [number for number in range(len(DEVICES)) if self.could_load(number)]
         job = self.plan.take(device)
+        assert (job is not None) == bool(could if device is None else device in could)
         if job is None:
             return
-        assert self.plan.started
-        assert job.device not in self.jobs
+        assert job.device in could
         assert device in (None, job.device)
         assert job.buffer.idx == len(self.loaded[job.device])
         self.jobs[job.device] = job
@@ -71,8 +98,16 @@ class Loading(RuleBasedStateMachine):
         self.plan.loaded(job)
         self.loaded[job.device].append(job.buffer.idx)
 
+    def could_load(self, device: int) -> bool:
+        """Whether that device's next buffer is here and nobody loads one."""
+        following = len(self.loaded[device])
+        here = following <= LAST and (device, following) not in self.left
+        return self.plan.started and device not in self.jobs and here
+
     @invariant()
     def complete_exactly_when_all_is_loaded(self) -> None:
+        if not hasattr(self, "plan"):
+            return
         everything = all(len(done) == LAST + 1 for done in self.loaded)
         assert self.plan.complete == everything
         assert (self.plan.missing() == "") == all(
@@ -81,12 +116,9 @@ class Loading(RuleBasedStateMachine):
 
     @invariant()
     def something_can_be_loaded_if_it_is_next(self) -> None:
-        nexts = [
-            device
-            for device, done in enumerate(self.loaded)
-            if device not in self.jobs and len(done) <= LAST and (device, len(done)) not in self.left
-        ]
-        assert self.plan.can_load == bool(self.jobs or (self.plan.started and nexts))
+        if hasattr(self, "plan"):
+            could = any(map(self.could_load, range(len(DEVICES))))
+            assert self.plan.can_load == bool(self.jobs or could)
 
 
 TestLoading = Loading.TestCase
