@@ -66,3 +66,10 @@ class InjectedError(DeviceError):
 
 class CancelledError(VfmigError):
     """The migration was called off on this side before it completed."""
+
+
+def describe_error(error: BaseException) -> str:
+    """One sentence about what ended a migration."""
+    if isinstance(error, VfmigError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

@@ -18,7 +18,7 @@ from typing import Any, final
 
 import msgspec
 
-from mockdev.errors import VfmigError
+from mockdev.errors import DeviceError, RemoteProtocolError, VfmigError, describe_error
 
 SCHEMA = "vfmig.journal/1"
 LINE_BYTES_MAX = 1 << 20
@@ -203,6 +203,16 @@ AnyLine = (
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(AnyLine).decode
+
+
+def failure_line(time_ns: int, error: BaseException) -> Failure:
+    """What ended a migration, as its end's journal has it."""
+    if isinstance(error, RemoteProtocolError):
+        return Failure(
+            t=time_ns, message=error.message, channel=error.channel, offset=error.offset, field=error.field
+        )
+    device = error.device if isinstance(error, DeviceError) else ""
+    return Failure(t=time_ns, message=describe_error(error), device=device)
 
 
 class Journal:

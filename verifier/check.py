@@ -35,7 +35,7 @@ from verifier.history.qmp import is_qmp_log, read_events
 from verifier.history.record import NAME, RecordError, RunRecord, read_record
 from verifier.history.traces import HEAD_BYTES, is_trace_log, read_traces
 from verifier.invariants import INVARIANTS
-from verifier.invariants.judge import Judge
+from verifier.invariants.judge import Accompanied, Judge
 from verifier.invariants.passport import Invariant
 from verifier.invariants.reporting import Found, capture_row, report_of
 from verifier.verdict import InputRow, Report, Unknown, merge
@@ -165,28 +165,16 @@ def _has_traces(path: Path) -> bool:
         return is_trace_log(file.read(HEAD_BYTES))
 
 
-class _Both:
-    """A judge, and who listens along."""
-
-    def __init__(self, judge: Judge, listener: Callable[[Observation], None]) -> None:
-        self._judge = judge.on
-        self._listener = listener
-
-    def on(self, seen: Observation) -> None:
-        self._judge(seen)
-        self._listener(seen)
-
-
 def _judge(
     evidence: Evidence, invariants: Invariants, watch: Watch | None, *, one_target: bool = False
 ) -> Report:
     file = str(evidence.captures[0]) if evidence.captures else ""
     judges: dict[int, Judge] = {}
 
-    def make(facts: Facts) -> Judge | _Both:
+    def make(facts: Facts) -> Judge | Accompanied:
         judge = judges[facts.number] = Judge(facts, file, invariants)
         listener = watch(facts) if watch is not None else None
-        return judge if listener is None else _Both(judge, listener)
+        return judge if listener is None else Accompanied(judge, listener)
 
     inputs: list[InputRow] = []
     lines, unknown = _lines(evidence, inputs)

@@ -4,8 +4,8 @@
 The same decoders and invariants as in `check` hear the same observations, as they come; what can only be told
 at the end (`at_end`) is left to `check`. Each file is read in its own order. Between files there is no such
 order: they are read one after the other, and a writer may be late. So no verdict of `on` may rest on which of
-two files was ahead (tests/test_online.py holds all invariants to that); lines and packets are merged by time
-only so that witnesses come as they do offline.
+two files was ahead (tests/test_invariants_orders.py holds all invariants to that); lines and packets are
+merged by time only so that witnesses come as they do offline.
 
 The judging is done by a process of its own, so that it takes no time from whom it watches, and a file that
 somebody shortens takes nobody else along. `Online` starts it, and hears from it.

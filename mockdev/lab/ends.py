@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import msgspec
 
 import mockdev
-from mockdev.errors import VfmigError
+from mockdev.errors import VfmigError, describe_error
 from mockdev.lab.outcome import EndpointStatus
 from mockdev.runtime.config import EndpointConfig
-from mockdev.runtime.session import Result, describe_error
+from mockdev.runtime.session import Result
 from mockdev.runtime.source import Source
 from mockdev.runtime.target import Target
 from mockdev.runtime.transports import MemoryNet

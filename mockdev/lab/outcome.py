@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -12,6 +13,18 @@ from mockdev.errors import VfmigError
 from mockdev.journal import AnyLine, Image, Loaded, Mark, Verified, read
 
 _MS = 1e6
+
+
+class Ended(Protocol):
+    """What of an end decides how the whole came out."""
+
+    @property
+    def outcome(self) -> str:
+        """completed, failed, cancelled, crashed or killed."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether the VM may run there."""
 
 
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +79,7 @@ def summarise(source: EndpointStatus, target: EndpointStatus, folder: Path, comp
     loads = [line.t for line in theirs if isinstance(line, Loaded)]
     checks = [line.equal for line in theirs if isinstance(line, Verified)]
     return Outcome(
-        outcome=_overall(source, target),
+        outcome=overall(source, target),
         source=source,
         target=target,
         verified=all(checks) if checks else None,
@@ -77,7 +90,8 @@ def summarise(source: EndpointStatus, target: EndpointStatus, folder: Path, comp
     )
 
 
-def _overall(source: EndpointStatus, target: EndpointStatus) -> str:
+def overall(source: Ended, target: Ended) -> str:
+    """The word of `Outcome.outcome` for two ends."""
     ends = {source.outcome, target.outcome}
     if "killed" in ends:
         return "hung"

@@ -20,6 +20,7 @@ from mockdev.wire.structs import Tag
 RAM = "ram"
 RAM_VERSION = 4
 VFIO_VERSION = 1
+EMPTY_PARTS_MAX = 64  # of a device in a row
 
 U32 = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Uuid = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from mockdev.clock import Clock, cpu_ns
-from mockdev.errors import CancelledError, DeviceError, RemoteProtocolError, VfmigError
-from mockdev.journal import Begin, Connected, End, Failure, Journal, Mark
+from mockdev.errors import CancelledError, RemoteProtocolError, VfmigError, describe_error
+from mockdev.journal import Begin, Connected, End, Journal, Mark, failure_line
 from mockdev.runtime.config import EndpointConfig
 from mockdev.runtime.tap import Tap
 from mockdev.runtime.transports import Activity, Connection, describe
@@ -193,7 +193,7 @@ class Session:
         if cause is not None:
             outcome = "cancelled" if isinstance(cause, CancelledError) else "failed"
             error = describe_error(cause)
-            self.journal.write(_failure(self.clock.now_ns(), cause))
+            self.journal.write(failure_line(self.clock.now_ns(), cause))
         cpu = self._cpu_end_ns - self._cpu_start_ns if self._cpu_start_ns else 0
         moved = self.moved_bytes
         self.journal.write(End(t=self.clock.now_ns(), outcome=outcome, runs=runs, bytes=moved, cpu_ns=cpu))
@@ -212,19 +212,3 @@ class Session:
                 connection.stop_reading()  # the last word, SHUT, is still to be said on it
             else:
                 connection.shutdown()
-
-
-def describe_error(error: BaseException) -> str:
-    """One sentence about what ended a migration."""
-    if isinstance(error, VfmigError):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
-
-
-def _failure(time_ns: int, error: BaseException) -> Failure:
-    if isinstance(error, RemoteProtocolError):
-        return Failure(
-            t=time_ns, message=error.message, channel=error.channel, offset=error.offset, field=error.field
-        )
-    device = error.device if isinstance(error, DeviceError) else ""
-    return Failure(t=time_ns, message=describe_error(error), device=device)

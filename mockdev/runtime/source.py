@@ -19,7 +19,7 @@ from mockdev.errors import DeviceError, VfmigError
 from mockdev.journal import Saved, Sent
 from mockdev.runtime import template
 from mockdev.runtime.config import EndpointConfig
-from mockdev.runtime.machine import RAM, Machine, Section, own_machine
+from mockdev.runtime.machine import EMPTY_PARTS_MAX, RAM, Machine, Section, own_machine
 from mockdev.runtime.pump import SendPump
 from mockdev.runtime.ram import RamBlock, own_ram
 from mockdev.runtime.replies import PING, Replies
@@ -36,19 +36,12 @@ from mockdev.runtime.transports import (
 )
 from mockdev.vfio.uapi import State
 from mockdev.wire import writer
-from mockdev.wire.channel import MAIN, Course, Event
+from mockdev.wire.channel import MAIN, SECTIONS, Course, Event
 from mockdev.wire.dialect import dialect_of_machine, flushes_per_section
 from mockdev.wire.mainstream import is_vfio
 from mockdev.wire.structs import Command, RamFlag, Tag, VfioTag
 
-_EVENTS = {
-    Tag.SECTION_START: Event.START,
-    Tag.SECTION_PART: Event.PART,
-    Tag.SECTION_END: Event.END,
-    Tag.SECTION_FULL: Event.FULL,
-}
 Pages = Mapping[RamBlock, Sequence[int]]  # offsets by block
-_EMPTY_PARTS_MAX = 64
 
 
 class Source:
@@ -209,7 +202,7 @@ class Source:
         """A section whose payload is short."""
         tag = Tag(section.tag)
         head = writer.section_head(tag, section.id, section.idstr, section.instance_id, section.version_id)
-        self._send((head, *parts, writer.section_footer(section.id)), event=_EVENTS[tag])
+        self._send((head, *parts, writer.section_footer(section.id)), event=SECTIONS[tag])
 
     def _head(self, tag: Tag, idstr: str) -> bytes:
         """The head of a PART or END."""
@@ -254,7 +247,7 @@ class Source:
     # -- RAM -----------------------------------------------------------------------------------------
 
     def _ram_section(self, tag: Tag, pages: Pages) -> None:
-        self._send((self._head(tag, RAM),), event=_EVENTS[tag])
+        self._send((self._head(tag, RAM),), event=SECTIONS[tag])
         for block, offsets in pages.items():
             if not self._migration.channels:
                 self._ram_on_main(block, offsets, with_data=True)
@@ -316,7 +309,7 @@ class Source:
         self._send((writer.vfio_tag(last), writer.section_footer(self._ids[slot.idstr])))
         # A device that says it has more and gives nothing would keep us here for ever.
         empty = self._empty_parts[slot.idstr] = 0 if views else self._empty_parts.get(slot.idstr, 0) + 1
-        return bool(info.initial_bytes or info.dirty_bytes) and empty < _EMPTY_PARTS_MAX
+        return bool(info.initial_bytes or info.dirty_bytes) and empty < EMPTY_PARTS_MAX
 
     def _send_block(self, slot: Slot, views: Sequence[memoryview]) -> None:
         """A block of device state on the main channel."""

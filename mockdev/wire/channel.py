@@ -115,7 +115,7 @@ MAIN: Table = {
     Phase.CLOSED: {},
 }
 
-_SECTIONS = {
+SECTIONS = {
     Tag.SECTION_START: Event.START,
     Tag.SECTION_PART: Event.PART,
     Tag.SECTION_END: Event.END,
@@ -136,7 +136,7 @@ def event_of(frame: Frame) -> Event | None:
     if isinstance(frame, RamFrame):
         return Event.SYNC if frame.head.flags & MultifdFlag.SYNC else Event.RAM
     if isinstance(frame, SectionItem):
-        return _SECTIONS[Tag(frame.tag)]
+        return SECTIONS[Tag(frame.tag)]
     if isinstance(frame, CommandItem):
         return Event.SWITCHOVER if frame.command == Command.SWITCHOVER_START else Event.COMMAND
     return _BY_TYPE.get(type(frame))

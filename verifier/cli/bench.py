@@ -13,7 +13,7 @@ import msgspec
 
 from verifier.cli import HOLDS, UNKNOWN, VIOLATED
 from verifier.cli.options import machine, profile, qemu, target_qemu
-from verifier.cli.output import OutputError, printing
+from verifier.cli.output import OutputError, passing, printing
 from verifier.cli.values import Rate, Size
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 @click.group("bench")
 def command() -> None:
     """Measure this machine: how fast state moves, and how fast captures are judged."""
-
-
-def _say(line: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
 
 def _counts(option: str, words: str, most: int) -> list[int]:
@@ -62,9 +57,9 @@ def throughput(vfs: int, state_size: int, channels: str, rounds: int, capture: b
         channels=counts,
         rounds=rounds,
         capture=capture,
-        on_progress=_say,
+        on_progress=passing,
     )
-    _say("")
+    passing("")
     if as_json:
         text.write_json({"schema": "vfmig.bench.throughput/1", "rows": rows, "missing": missing})
     else:
@@ -83,8 +78,8 @@ def check(size: int, rounds: int, as_json: bool) -> int:
     from verifier.bench.checker import measure
     from verifier.report import tables, text
 
-    rows, missing = measure(size=size, rounds=rounds, on_progress=_say)
-    _say("")
+    rows, missing = measure(size=size, rounds=rounds, on_progress=passing)
+    passing("")
     if as_json:
         text.write_json({"schema": "vfmig.bench.check/1", "rows": rows, "missing": missing})
     else:
@@ -101,8 +96,8 @@ def attach(size: int, rounds: int, as_json: bool) -> int:
     from verifier.bench.attach import measure
     from verifier.report import tables, text
 
-    rows, missing = measure(size=size, rounds=rounds, on_progress=_say)
-    _say("")
+    rows, missing = measure(size=size, rounds=rounds, on_progress=passing)
+    passing("")
     if as_json:
         text.write_json({"schema": "vfmig.bench.attach/1", "rows": rows, "missing": missing})
     else:
@@ -127,8 +122,8 @@ def zoo(bugs: tuple[str, ...], seeds: int, jobs: int, as_json: bool) -> int:
         hunted = chosen(bugs)
     except VfmigError as error:
         raise click.UsageError(str(error)) from None
-    rows = measure(hunted, seeds=seeds, jobs=jobs, on_progress=_say)
-    _say("")
+    rows = measure(hunted, seeds=seeds, jobs=jobs, on_progress=passing)
+    passing("")
     percent = score(rows)
     with printing():
         if as_json:
@@ -184,8 +179,8 @@ def downtime(
         vfs=max(counts), state_bytes=state_size, channels=channels, profile=profile, capture="none"
     )
     check_room(config)
-    rows = measure(config, pair, counts, runs, _say)
-    _say("")
+    rows = measure(config, pair, counts, runs, passing)
+    passing("")
     made = cells(rows, endpoints)
     failures = [f"{row.what}, {why}" for row in rows for why in row.failures]
     setup = f"{endpoints}, profile {profile}, {size_text(state_size)} of state each, {channels} channels"
@@ -362,8 +357,8 @@ def _force(case: Case, size: int, qemu: str | None) -> list[Forced]:
     except VfmigError as error:
         raise click.UsageError(f"--force: {error}") from None
     check_room(config)
-    runs = force(small, qemu, _say)
-    _say("")
+    runs = force(small, qemu, passing)
+    passing("")
     return runs
 
 

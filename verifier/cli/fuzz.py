@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from verifier.cli import HOLDS, INTERRUPTED, UNKNOWN, VIOLATED
-from verifier.cli.output import printing
+from verifier.cli.output import passing, printing
 
 _FOUND = "runs/scenes"
 
@@ -68,7 +68,7 @@ def command(
     def show() -> None:
         passed_s = time.monotonic() - start_s
         failed = sum(found.seeds for found in tally.found)
-        _say(f"{tally.tries:,} of {seeds:,} seeds, {tally.tries / passed_s:.0f} a second, {failed} failed")
+        passing(f"{tally.tries:,} of {seeds:,} seeds, {tally.tries / passed_s:.0f} a second, {failed} failed")
 
     try:
         campaign(first_seed, seeds, jobs, tally, show, seconds=seconds, stop_at_first=stop_at_first)
@@ -79,10 +79,10 @@ def command(
     report = report_of(tally, first_seed, time.monotonic() - start_s, folder)
     if not interrupted:
         try:
-            keep(report, folder, _say)
+            keep(report, folder, passing)
         except KeyboardInterrupt:
             interrupted = True
-    _say("")
+    passing("")
     with printing():
         if as_json:
             text.write_json(report)
@@ -113,9 +113,3 @@ def _replay(path: Path, output: Path | None, as_json: bool) -> int:
                 text.print_report(came.report, sys.stdout)
             fuzzing.print_replay(report, sys.stdout)
     return HOLDS if report.failure is None else VIOLATED
-
-
-def _say(line: str) -> None:
-    """One line that is written over, on a terminal."""
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{line}", nl=False, err=True)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import click
+
 from mockdev.errors import VfmigError
 
 
@@ -34,6 +36,12 @@ def printing() -> Iterator[None]:
             raise
         _drop_the_rest()
         raise OutputError(f"standard output cannot be written: {error.strerror}") from None
+
+
+def passing(line: str) -> None:
+    """Show on a terminal, and nowhere else, how far we are: a line that the next one is written over."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
 
 def _drop_the_rest() -> None:

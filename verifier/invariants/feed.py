@@ -28,7 +28,7 @@ from verifier.history.history import History, Observer
 from verifier.history.observation import Observation, Said, Seen
 from verifier.history.record import RunRecord
 from verifier.invariants import INVARIANTS
-from verifier.invariants.judge import Judge
+from verifier.invariants.judge import Accompanied, Judge
 from verifier.invariants.passport import Invariant
 from verifier.invariants.reporting import Found, report_of
 from verifier.verdict import Report
@@ -52,9 +52,13 @@ class Feed:
     ) -> None:
         judges: dict[int, Judge] = {}
 
+        def listen(seen: Observation) -> None:
+            if on_seen is not None and type(seen) is Seen:
+                on_seen(seen)
+
         def make(facts: Facts) -> Observer:
             judge = judges[facts.number] = Judge(facts, file, invariants)
-            return judge if on_seen is None else _Watched(judge, on_seen)
+            return judge if on_seen is None else Accompanied(judge, listen)
 
         self._judges = judges
         self._bytes = bytearray()
@@ -121,17 +125,3 @@ class Connection:
         self._bytes += data
         self.last_ns = time_ns
         decoder.data(start, len(self._bytes), time_ns)
-
-
-class _Watched:
-    """A judge whom somebody listens to."""
-
-    def __init__(self, judge: Judge, on_seen: Callable[[Seen], None]) -> None:
-        self._judge = judge
-        self._on_seen = on_seen
-
-    def on(self, seen: Observation) -> None:
-        """First the judge, then the listener."""
-        self._judge.on(seen)
-        if type(seen) is Seen:
-            self._on_seen(seen)

@@ -28,6 +28,21 @@ Key = Callable[[Any], Hashable]
 Weigh = Callable[[Any, Any], Iterator[Finding]]
 
 
+class Accompanied:
+    """A judge, and who listens along: hears each observation when the judge has weighed it."""
+
+    __slots__ = ("_judge", "_listener")
+
+    def __init__(self, judge: Judge, listener: Callable[[Observation], None]) -> None:
+        self._judge = judge.on
+        self._listener = listener
+
+    def on(self, seen: Observation) -> None:
+        """First the judge, then the listener."""
+        self._judge(seen)
+        self._listener(seen)
+
+
 class Judge:
     """Judges one migration. file: the capture's path, for witnesses."""
 

@@ -16,6 +16,7 @@ from mockdev.device.image import PAGE_SIZE, Pattern
 from mockdev.device.saving import Plan
 from mockdev.device.timing import Firmware
 from mockdev.faultspec import parse_all
+from mockdev.lab.outcome import overall
 from mockdev.runtime.ram import BLOCK, GuestRam, RamBlock
 from mockdev.vfio.uapi import State
 from verifier.invariants import INVARIANTS
@@ -186,7 +187,7 @@ class _Stage:
                 yield None
             device = self._devices_of_source[number % len(self._devices_of_source)]
             if device.state in (State.RUNNING, State.PRE_COPY):
-                block.page(page * PAGE_SIZE)[:8] = number.to_bytes(8, "big", signed=False)
+                block.page(page * PAGE_SIZE)[:8] = number.to_bytes(8, "big")
                 self._written[device].append(Range(page * PAGE_SIZE, 8))
 
     def _drain(self, device: Device) -> list[Range]:
@@ -218,7 +219,7 @@ class _Stage:
         """Judge, and write down if asked."""
         scene = self.scene
         source, target = self.source, self.target
-        outcome = _overall(source, target)
+        outcome = overall(source, target)
         record = {
             "seed": scene.seed,
             "arguments": {"faults": _asked(scene)},
@@ -295,15 +296,3 @@ def _asked(scene: Scene) -> list[str]:
         where = "main" if scene.breaks.channel < 0 else f"channel.{scene.breaks.channel}"
         faults.append(f"{where}:close@{scene.breaks.at}")
     return faults
-
-
-def _overall(source: Source, target: Target) -> str:
-    """The report's word for it."""
-    ends = {source.outcome, target.outcome}
-    if ends == {"completed"}:
-        return "completed"
-    if source.runs and target.runs:
-        return "split-brain"
-    if not source.runs and not target.runs:
-        return "lost"
-    return "cancelled" if "cancelled" in ends else "failed-clean"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mockdev.errors import CancelledError, DeviceError, RemoteProtocolError
-from mockdev.journal import AnyLine, Begin, End, Failure, Mark
+from mockdev.errors import CancelledError, RemoteProtocolError, describe_error
+from mockdev.journal import AnyLine, Begin, End, Mark, failure_line
 from mockdev.runtime.config import MigrationConfig
 from verifier.simulation.link import Link
 from verifier.simulation.slot import Slot
@@ -75,8 +75,8 @@ class Side:
         self.outcome = "completed"
         if cause is not None:
             self.outcome = "cancelled" if isinstance(cause, CancelledError) else "failed"
-            self.error = str(cause)
-            self.say(_failure(self.world.now_ns, cause))
+            self.error = describe_error(cause)
+            self.say(failure_line(self.world.now_ns, cause))
         for link in self.links:
             self._close(link)
         self.say(End(t=self.world.now_ns, outcome=self.outcome, runs=self.runs))
@@ -104,12 +104,3 @@ class Side:
 
     def _close(self, link: Link) -> None:
         link.close()
-
-
-def _failure(time_ns: int, error: BaseException) -> Failure:
-    if isinstance(error, RemoteProtocolError):
-        return Failure(
-            t=time_ns, message=error.message, channel=error.channel, offset=error.offset, field=error.field
-        )
-    device = error.device if isinstance(error, DeviceError) else ""
-    return Failure(t=time_ns, message=str(error) or type(error).__name__, device=device)

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from mockdev.device.files import NotYet
+from mockdev.device.image import PAGE_SIZE
 from mockdev.errors import DeviceError, RemoteProtocolError, VfmigError
 from mockdev.journal import Saved, Sent
 from mockdev.multifd.sender import RamPacket, ReadDevice, SendPlan, SendRam
 from mockdev.runtime.config import MigrationConfig
-from mockdev.runtime.machine import RAM, Section, own_machine
+from mockdev.runtime.machine import EMPTY_PARTS_MAX, RAM, Section, own_machine
 from mockdev.runtime.ram import GuestRam
+from mockdev.runtime.replies import PING
 from mockdev.vfio.uapi import State
 from mockdev.wire import writer
-from mockdev.wire.channel import MAIN, MULTIFD, Course, Event
+from mockdev.wire.channel import MAIN, MULTIFD, SECTIONS, Course, Event
 from mockdev.wire.dialect import dialect_of_machine
 from mockdev.wire.frames import ReturnPathItem
 from mockdev.wire.mainstream import is_vfio
@@ -29,15 +31,6 @@ from verifier.simulation.side import Side
 from verifier.simulation.slot import Result, Slot
 from verifier.simulation.watch import Watch
 from verifier.simulation.world import Signal, Steps, World
-
-PING = 1
-_EVENTS = {
-    Tag.SECTION_START: Event.START,
-    Tag.SECTION_PART: Event.PART,
-    Tag.SECTION_END: Event.END,
-    Tag.SECTION_FULL: Event.FULL,
-}
-_EMPTY_PARTS_MAX = 64
 
 
 class Source(Side):
@@ -76,6 +69,7 @@ class Source(Side):
         self.acks = 0
         self.ended = False
         self.initial_sent: set[str] = set()
+        self.empty_parts: dict[str, int] = {}  # in a row, per device
         self.described: list[dict[str, object]] = []
         known = dialect_of_machine(self.machine.type)
         self.ack_each = known is not None and known.repeated_switchover_ack
@@ -170,7 +164,7 @@ class Source(Side):
         """A section whose payload is short."""
         tag = Tag(section.tag)
         head = writer.section_head(tag, section.id, section.idstr, section.instance_id, section.version_id)
-        yield from self.send(head, *payload, writer.section_footer(section.id), event=_EVENTS[tag])
+        yield from self.send(head, *payload, writer.section_footer(section.id), event=SECTIONS[tag])
 
     def slot(self, section: Section) -> Slot:
         """The device of a section."""
@@ -204,7 +198,7 @@ class Source(Side):
 
     def ram_section(self, tag: Tag, offsets: Sequence[int]) -> Steps:
         """RAM pages over the channels, then a sync."""
-        yield from self.send(writer.section_head(tag, self.ids[RAM]), event=_EVENTS[tag])
+        yield from self.send(writer.section_head(tag, self.ids[RAM]), event=SECTIONS[tag])
         block = next(iter(self.ram.blocks.values()))
         if self.config.zero_pages == "legacy":
             zero = [offset for offset in offsets if block.is_zero(offset)]
@@ -229,8 +223,8 @@ class Source(Side):
         size = block.size
         dirty: set[int] = set()
         for slot in self.slots:
-            for first, after in slot.device.dirty.report(self.world.now_ns, 0, size, 4096):
-                dirty.update(range(first * 4096, after * 4096, 4096))
+            for first, after in slot.device.dirty.report(self.world.now_ns, 0, size, PAGE_SIZE):
+                dirty.update(range(first * PAGE_SIZE, after * PAGE_SIZE, PAGE_SIZE))
         return sorted(dirty)
 
     # -- before the stop -----------------------------------------------------------------------------
@@ -263,7 +257,8 @@ class Source(Side):
             self.initial_sent.add(slot.name)
             last = VfioTag.DEV_INIT_DATA_SENT
         yield from self.send(writer.vfio_tag(last), writer.section_footer(self.ids[slot.name]))
-        return bool(initial or dirty)
+        empty = self.empty_parts[slot.name] = 0 if views else self.empty_parts.get(slot.name, 0) + 1
+        return bool(initial or dirty) and empty < EMPTY_PARTS_MAX
 
     def send_block(self, slot: Slot, views: Sequence[memoryview]) -> Steps:
         """A block of device state on the main channel."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mockdev.device.image import Pattern
+from mockdev.device.image import PAGE_SIZE, Pattern
 from mockdev.errors import DeviceError, RemoteProtocolError
 from mockdev.journal import Loaded, Received, Verified
 from mockdev.multifd.assembly import Buffer
@@ -384,7 +384,7 @@ class Target(Side):
         yield from self.arrived(link, end)
         data = link.payload(end, frame.payload_size)
         for number, offset in enumerate(frame.normal):
-            self.page(block, offset, data[number * 4096 : (number + 1) * 4096])
+            self.page(block, offset, data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE])
         block.take(frame.normal)
         for offset in frame.zero:
             block.take_zero(offset)

@@ -27,7 +27,7 @@ from verifier.history.history import History
 from verifier.history.observation import Observation, Said, Seen
 from verifier.history.record import NAME, record_of
 from verifier.invariants import INVARIANTS
-from verifier.invariants.judge import Judge
+from verifier.invariants.judge import Accompanied, Judge
 from verifier.invariants.passport import Invariant
 from verifier.invariants.reporting import Found, report_of
 from verifier.simulation.chance import Chance
@@ -190,20 +190,12 @@ class Watch:
             journal.close()
         (folder / NAME).write_bytes(msgspec.json.encode(record))
 
-    def _make(self, facts: Facts) -> _Ears:
+    def _make(self, facts: Facts) -> Accompanied:
         judge = self._judges[facts.number] = Judge(facts, FILE, self._invariants)
-        return _Ears(judge, self._listeners)
+        return Accompanied(judge, self._pass_on)
 
-
-class _Ears:
-    """Hears what the judge hears, and passes on what is on a link."""
-
-    def __init__(self, judge: Judge, listeners: dict[Lane, Callable[[Seen], None]]) -> None:
-        self._judge = judge
-        self._listeners = listeners
-
-    def on(self, seen: Observation) -> None:
-        self._judge.on(seen)
+    def _pass_on(self, seen: Observation) -> None:
+        """Tell who reads a link what is on it."""
         if type(seen) is Seen:
             hear = self._listeners.get(seen.lane)
             if hear is not None:

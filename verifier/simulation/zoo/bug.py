@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mockdev.multifd.receiver import LoadPlan
+from mockdev.multifd.sender import SendPlan
 from verifier.simulation.migration import Parts
 from verifier.simulation.scene import Scene, draw
+from verifier.simulation.source import Source
+from verifier.simulation.target import Target
 from verifier.simulation.watch import Evidence
 
 # What the judge may be given, the least first. Of two that are no more than each other, the source's first.
@@ -42,3 +46,21 @@ class Bug:
     def scene(self, seed: int) -> Scene:
         """The migration of a seed, in which the bug may show."""
         return draw(seed, also=self.kinds, **self.fixed)
+
+
+def source_with(plan: type[SendPlan]) -> Parts:
+    """A source that decides by this plan."""
+
+    class _Source(Source):
+        plan_type = plan
+
+    return Parts(source=_Source)
+
+
+def target_with(plan: type[LoadPlan[Any]]) -> Parts:
+    """A target that decides by this plan."""
+
+    class _Target(Target):
+        plan_type = plan
+
+    return Parts(target=_Target)

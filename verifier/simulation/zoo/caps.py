@@ -10,8 +10,7 @@ from mockdev.multifd.assembly import Buffer
 from mockdev.multifd.budget import Budget
 from mockdev.multifd.receiver import LoadJob, LoadPlan
 from verifier.simulation.migration import Parts
-from verifier.simulation.target import Target
-from verifier.simulation.zoo.bug import Bug
+from verifier.simulation.zoo.bug import Bug, target_with
 
 _CONFIG_BYTES = 4326  # of a config buffer
 
@@ -53,10 +52,7 @@ def _with(budget: type[Budget]) -> Parts:
     class _Plan(LoadPlan[Any]):
         budget_type = budget
 
-    class _Target(Target):
-        plan_type = _Plan
-
-    return Parts(target=_Target)
+    return target_with(_Plan)
 
 
 class _BackAtOncePlan(LoadPlan[Any]):
@@ -71,45 +67,38 @@ class _BackAtOncePlan(LoadPlan[Any]):
         return self._intakes[job.device].budget.queued
 
 
-class _BackAtOnce(Target):
-    plan_type = _BackAtOncePlan
+class _SomeNotCountedPlan(LoadPlan[Any]):
+    """Does not count each buffer that it keeps."""
 
-
-class _AheadNotCountedPlan(LoadPlan[Any]):
-    """Counts a buffer when it can be loaded."""
+    def counts(self, device: int, buffer: Buffer[Any]) -> bool:
+        raise NotImplementedError
 
     def received(self, device: int, buffer: Buffer[Any]) -> int:
-        if self._intakes[device].assembly.next_idx == buffer.idx:
+        if self.counts(device, buffer):
             return super().received(device, buffer)
         intake = self._intakes[device]
         intake.assembly.insert(buffer)
         self._list(device)
         return intake.budget.queued
+
+
+class _AheadNotCountedPlan(_SomeNotCountedPlan):
+    """Counts a buffer when it can be loaded."""
+
+    def counts(self, device: int, buffer: Buffer[Any]) -> bool:
+        return self._intakes[device].assembly.next_idx == buffer.idx
 
     def written(self, job: LoadJob[Any]) -> int:
         budget = self._intakes[job.device].budget
         return budget.remove(min(job.buffer.size, budget.queued))
 
 
-class _AheadNotCounted(Target):
-    plan_type = _AheadNotCountedPlan
-
-
-class _ConfigNotCountedPlan(LoadPlan[Any]):
-    def received(self, device: int, buffer: Buffer[Any]) -> int:
-        if not buffer.config:
-            return super().received(device, buffer)
-        intake = self._intakes[device]
-        intake.assembly.insert(buffer)
-        self._list(device)
-        return intake.budget.queued
+class _ConfigNotCountedPlan(_SomeNotCountedPlan):
+    def counts(self, device: int, buffer: Buffer[Any]) -> bool:  # noqa: ARG002
+        return not buffer.config
 
     def written(self, job: LoadJob[Any]) -> int:
         return self._intakes[job.device].budget.queued if job.buffer.config else super().written(job)
-
-
-class _ConfigNotCounted(Target):
-    plan_type = _ConfigNotCountedPlan
 
 
 _SLOW = ("few-loaders",)
@@ -187,7 +176,7 @@ CAPS = (
         "bytes-given-back-early",
         "What a buffer takes is given back when it has its place, before the device has it.",
         f"{_SOURCE}, vfio_load_bufs_thread: the buffer is freed after the write",
-        Parts(target=_BackAtOnce),
+        target_with(_BackAtOncePlan),
         ("BC-4",),
         "target's journal",
         kinds=_SLOW,
@@ -197,7 +186,7 @@ CAPS = (
         "ahead-not-counted",
         "Buffers that came before their turn are not counted.",
         "QEMU 10.1, the cap: a sender may send idx N and after it without idx 0",
-        Parts(target=_AheadNotCounted),
+        target_with(_AheadNotCountedPlan),
         ("BC-4",),
         "target's journal",
         kinds=(*_SLOW, "late"),
@@ -207,7 +196,7 @@ CAPS = (
         "config-not-counted",
         "The config state is not counted.",
         f"{_SOURCE}: the config state is a buffer as any other",
-        Parts(target=_ConfigNotCounted),
+        target_with(_ConfigNotCountedPlan),
         ("BC-4",),
         "target's journal",
         kinds=_SLOW,

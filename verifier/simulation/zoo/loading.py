@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from mockdev.device.image import PAGE_SIZE
 from mockdev.multifd.assembly import Assembly, Buffer
 from mockdev.multifd.receiver import LoadJob, LoadPlan
 from mockdev.runtime.ram import RamBlock
@@ -16,11 +17,18 @@ from verifier.simulation.link import GoneError, Link
 from verifier.simulation.migration import Parts
 from verifier.simulation.target import Job, Target
 from verifier.simulation.world import Steps
-from verifier.simulation.zoo.bug import Bug
+from verifier.simulation.zoo.bug import Bug, target_with
 
 _MULTIFD = {"transfer": "multifd"}
 _PRECOPY = {"precopy_bytes": 100, "state_bytes": 600}
 _LATE = ("late", "stall", "slow")
+
+
+def _assembling(assembly: type[Assembly[Any]]) -> Parts:
+    class _Plan(LoadPlan[Any]):
+        assembly_type = assembly
+
+    return target_with(_Plan)
 
 
 class _LowestKept(Assembly[Any]):
@@ -36,14 +44,6 @@ class _LowestKept(Assembly[Any]):
         return self._kept.pop(idx)
 
 
-class _LowestKeptPlan(LoadPlan[Any]):
-    assembly_type = _LowestKept
-
-
-class _GapsPassed(Target):
-    plan_type = _LowestKeptPlan
-
-
 class _AsTheyCome(Assembly[Any]):
     @property
     def ready(self) -> bool:
@@ -55,14 +55,6 @@ class _AsTheyCome(Assembly[Any]):
 
     def check(self, idx: int, *, config: bool) -> None:
         pass
-
-
-class _AsTheyComePlan(LoadPlan[Any]):
-    assembly_type = _AsTheyCome
-
-
-class _Unordered(Target):
-    plan_type = _AsTheyComePlan
 
 
 class _ConfigOutOfTurn(Assembly[Any]):
@@ -81,14 +73,6 @@ class _ConfigOutOfTurn(Assembly[Any]):
         return self.config_idx is not None and self.next_idx >= self.config_idx and not self._kept
 
 
-class _ConfigOutOfTurnPlan(LoadPlan[Any]):
-    assembly_type = _ConfigOutOfTurn
-
-
-class _ConfigFirst(Target):
-    plan_type = _ConfigOutOfTurnPlan
-
-
 class _CompleteEarly(Assembly[Any]):
     @property
     def complete(self) -> bool:
@@ -103,18 +87,10 @@ class _CompleteEarlyPlan(LoadPlan[Any]):
             super().loaded(job)
 
 
-class _ConfigNotAwaited(Target):
-    plan_type = _CompleteEarlyPlan
-
-
 class _AnyCompletePlan(LoadPlan[Any]):
     @property
     def complete(self) -> bool:
         return self._left < len(self._intakes)
-
-
-class _FirstDeviceOnly(Target):
-    plan_type = _AnyCompletePlan
 
 
 class _TwoLoadersPlan(LoadPlan[Any]):
@@ -140,10 +116,6 @@ class _TwoLoadersPlan(LoadPlan[Any]):
         super().loaded(job)
 
 
-class _TwoLoaders(Target):
-    plan_type = _TwoLoadersPlan
-
-
 class _EagerPlan(LoadPlan[Any]):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -151,10 +123,6 @@ class _EagerPlan(LoadPlan[Any]):
 
     def start(self) -> None:
         pass
-
-
-class _Eager(Target):
-    plan_type = _EagerPlan
 
 
 class _LostWakeUp(Target):
@@ -224,7 +192,7 @@ class _SyncIgnored(Target):
 
 class _PagesShifted(Target):
     def page(self, block: RamBlock, offset: int, data: memoryview) -> None:
-        super().page(block, 0 if offset + 4096 >= block.size else offset, data)
+        super().page(block, 0 if offset + PAGE_SIZE >= block.size else offset, data)
 
 
 class _PongReversed(Target):
@@ -262,7 +230,7 @@ LOADING = (
         "gap-passed-over",
         "The target loads the lowest index that it has, without waiting for those before it.",
         "QEMU hw/vfio/migration-multifd.c: vfio_load_state_buffer_get waits for exactly load_buf_idx",
-        Parts(target=_GapsPassed),
+        _assembling(_LowestKept),
         ("DS-13",),
         "target's journal",
         kinds=_LATE,
@@ -272,7 +240,7 @@ LOADING = (
         "loaded-as-they-come",
         "The target loads buffers in the order in which they come.",
         "QEMU hw/vfio/migration-multifd.c: channels have no order among them",
-        Parts(target=_Unordered),
+        _assembling(_AsTheyCome),
         ("DS-13",),
         "target's journal",
         kinds=_LATE,
@@ -282,7 +250,7 @@ LOADING = (
         "config-loaded-first",
         "The target loads the config state as soon as it has it.",
         "QEMU 10.1, x-migration-load-config-after-iter: the config was loaded before what it rests on",
-        Parts(target=_ConfigFirst),
+        _assembling(_ConfigOutOfTurn),
         ("DS-13",),
         "target's journal",
         kinds=_LATE,
@@ -292,7 +260,7 @@ LOADING = (
         "config-not-awaited",
         "A device counts as loaded when all but its config state is.",
         "QEMU hw/vfio/migration-multifd.c: load_buf_idx_last is the index of the config state",
-        Parts(target=_ConfigNotAwaited),
+        target_with(_CompleteEarlyPlan),
         ("ST-11",),
         "target's journal",
         kinds=("few-loaders",),
@@ -302,7 +270,7 @@ LOADING = (
         "first-device-is-all",
         "The target goes on when the first device has all.",
         "QEMU hw/vfio/migration-multifd.c: load_bufs_thread_running is waited for device by device",
-        Parts(target=_FirstDeviceOnly),
+        target_with(_AnyCompletePlan),
         ("DS-14",),
         "target's journal",
         kinds=("few-loaders",),
@@ -312,7 +280,7 @@ LOADING = (
         "two-loaders",
         "Two threads load the same device at the same time.",
         "QEMU hw/vfio/migration-multifd.c: one load thread a device",
-        Parts(target=_TwoLoaders),
+        target_with(_TwoLoadersPlan),
         ("DS-13",),
         "target's journal",
         kinds=("costs", "stalls"),
@@ -322,7 +290,7 @@ LOADING = (
         "loaded-before-switchover",
         "The target loads before it has read SWITCHOVER_START.",
         "QEMU 10.0 hw/vfio/migration-multifd.c: vfio_multifd_switchover_start starts the load thread",
-        Parts(target=_Eager),
+        target_with(_EagerPlan),
         ("DS-18",),
         "target's journal",
         kinds=("uneven",),

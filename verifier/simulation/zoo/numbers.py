@@ -12,7 +12,7 @@ from mockdev.multifd.sender import ReadDevice, SendPlan, SendRam, SendSync, Work
 from verifier.simulation.migration import Parts
 from verifier.simulation.slot import Result, Slot
 from verifier.simulation.source import Source
-from verifier.simulation.zoo.bug import Bug
+from verifier.simulation.zoo.bug import Bug, source_with
 
 _MULTIFD = {"transfer": "multifd"}
 
@@ -23,17 +23,9 @@ class _SkippingPlan(SendPlan):
         return idx + (idx > 0)
 
 
-class _Skipping(Source):
-    plan_type = _SkippingPlan
-
-
 class _DoublingPlan(SendPlan):
     def next_idx(self, device: int) -> int:
         return max(0, super().next_idx(device) - 1)
-
-
-class _Doubling(Source):
-    plan_type = _DoublingPlan
 
 
 class _FromOnePlan(SendPlan):
@@ -41,26 +33,14 @@ class _FromOnePlan(SendPlan):
         return super().next_idx(device) + 1
 
 
-class _FromOne(Source):
-    plan_type = _FromOnePlan
-
-
 class _WrappingPlan(SendPlan):
     def next_idx(self, device: int) -> int:
         return super().next_idx(device) % 4
 
 
-class _Wrapping(Source):
-    plan_type = _WrappingPlan
-
-
 class _SharedPlan(SendPlan):
     def next_idx(self, device: int) -> int:  # noqa: ARG002
         return sum(self._next_idx)
-
-
-class _Shared(Source):
-    plan_type = _SharedPlan
 
 
 class _LastTwicePlan(SendPlan):
@@ -78,10 +58,6 @@ class _LastTwicePlan(SendPlan):
 
     def ends(self, device: int, *, last: bool) -> bool:
         return last and self.lasts[device] == 2
-
-
-class _ConfigTwice(Source):
-    plan_type = _LastTwicePlan
 
 
 class _OvertakenPlan(_LastTwicePlan):
@@ -194,10 +170,6 @@ class _PerChannelPlan(SendPlan):
         return work._replace(packet_num=self.sent[channel] - 1)
 
 
-class _PerChannel(Source):
-    plan_type = _PerChannelPlan
-
-
 class _FallingPlan(SendPlan):
     def take(self, channel: int) -> Work | None:
         work = super().take(channel)
@@ -206,16 +178,12 @@ class _FallingPlan(SendPlan):
         return work._replace(packet_num=(1 << 32) - 1 - work.packet_num)
 
 
-class _Falling(Source):
-    plan_type = _FallingPlan
-
-
 NUMBERS = (
     Bug(
         "index-skipped",
         "The source leaves out the index after a device's first buffer.",
         "QEMU hw/vfio/migration-multifd.c: an index is claimed, then its buffer is dropped on an error path",
-        Parts(source=_Skipping),
+        source_with(_SkippingPlan),
         ("DS-17",),
         "source's journal",
         fixed=_MULTIFD,
@@ -224,7 +192,7 @@ NUMBERS = (
         "index-doubled",
         "The source gives a device's first two buffers the same index.",
         "QEMU hw/vfio/migration-multifd.c: a counter that is not atomic, as the bytes counter before v3",
-        Parts(source=_Doubling),
+        source_with(_DoublingPlan),
         ("DS-5",),
         fixed=_MULTIFD,
     ),
@@ -232,7 +200,7 @@ NUMBERS = (
         "index-from-one",
         "The source numbers buffers from 1.",
         "QEMU hw/vfio/migration-multifd.c: idx starts at 0 by a cleared allocation only",
-        Parts(source=_FromOne),
+        source_with(_FromOnePlan),
         ("DS-17",),
         "source's journal",
         fixed=_MULTIFD,
@@ -241,7 +209,7 @@ NUMBERS = (
         "index-reused-after-wrap",
         "The index has two bits, and is used again when they wrap.",
         "QEMU hw/vfio/migration-multifd.c: idx is 32 bits wide",
-        Parts(source=_Wrapping),
+        source_with(_WrappingPlan),
         ("DS-5",),
         fixed=_MULTIFD,
     ),
@@ -249,7 +217,7 @@ NUMBERS = (
         "index-shared",
         "All devices draw their indexes from one counter.",
         "QEMU hw/vfio/migration-multifd.c: idx belongs to one device's thread",
-        Parts(source=_Shared),
+        source_with(_SharedPlan),
         ("DS-17",),
         "source's journal",
         fixed={"transfer": "multifd", "vfs": 3},
@@ -266,7 +234,7 @@ NUMBERS = (
         "config-twice",
         "The source sends each device's config state a second time.",
         "QEMU multifd series v2 to v3: the config file was leaked on an error, and the step begun anew",
-        Parts(source=_ConfigTwice),
+        source_with(_LastTwicePlan),
         ("DS-6",),
         fixed=_MULTIFD,
     ),
@@ -315,7 +283,7 @@ NUMBERS = (
         "packet-number-per-channel",
         "Each channel numbers its RAM and SYNC packets by itself.",
         "QEMU migration/multifd.c: packet_num is the migration's",
-        Parts(source=_PerChannel),
+        source_with(_PerChannelPlan),
         ("MP-12",),
         fixed={"channels": 3},
     ),
@@ -323,7 +291,7 @@ NUMBERS = (
         "packet-number-falls",
         "Packet numbers fall.",
         "QEMU migration/multifd.c: packet_num rises",
-        Parts(source=_Falling),
+        source_with(_FallingPlan),
         ("MP-16",),
     ),
 )

@@ -17,7 +17,6 @@ from verifier.simulation.source import Source
 from verifier.simulation.zoo.bug import Bug
 
 _MULTIFD = {"transfer": "multifd"}
-_SIZE = MULTIFD_DEVICE_STATE.place("next_packet_size").offset
 _NAME = MULTIFD_DEVICE_STATE.place("idstr").offset
 _VFIO = MULTIFD_DEVICE_STATE.size  # version, idx, flags follow, four bytes each
 

@@ -6,17 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mockdev.device.image import PAGE_SIZE
 from mockdev.multifd.sender import RamPacket, SendPlan, SendSync, Work
 from mockdev.runtime.machine import RAM, Section
 from mockdev.runtime.ram import BLOCK, PACKET_PAGES
+from mockdev.runtime.replies import PING
 from mockdev.wire import writer
 from mockdev.wire.channel import Event
 from mockdev.wire.structs import Command, RamFlag, Tag, VfioTag
 from verifier.simulation.migration import Parts
 from verifier.simulation.slot import Result, Slot
-from verifier.simulation.source import PING, Source
+from verifier.simulation.source import Source
 from verifier.simulation.world import Steps
-from verifier.simulation.zoo.bug import Bug
+from verifier.simulation.zoo.bug import Bug, source_with
 
 _MULTIFD = {"transfer": "multifd"}
 _PRECOPY = {"precopy_bytes": 100, "state_bytes": 600}
@@ -37,10 +39,6 @@ class _LosingPlan(SendPlan):
             self._sync_written = 1
 
 
-class _SyncLost(Source):
-    plan_type = _LosingPlan
-
-
 class _RepeatingPlan(SendPlan):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -55,10 +53,6 @@ class _RepeatingPlan(SendPlan):
         return work
 
 
-class _SyncTwice(Source):
-    plan_type = _RepeatingPlan
-
-
 class _HastyPlan(SendPlan):
     """A SYNC does not wait for the pages before it."""
 
@@ -67,10 +61,6 @@ class _HastyPlan(SendPlan):
         work = super().take(channel) if channel in self._sync_wanted else None
         self._ram = waiting
         return work or super().take(channel)
-
-
-class _SyncHasty(Source):
-    plan_type = _HastyPlan
 
 
 class _PagesAfterSync(Source):
@@ -87,7 +77,7 @@ class _PagesAfterSync(Source):
 
 class _PageLeftOut(Source):
     def ram_section(self, tag: Tag, offsets: Sequence[int]) -> Steps:
-        last = self.ram.blocks[BLOCK].size - 4096
+        last = self.ram.blocks[BLOCK].size - PAGE_SIZE
         yield from super().ram_section(tag, [offset for offset in offsets if offset != last])
 
 
@@ -247,7 +237,7 @@ STREAM = (
         "sync-lost",
         "From the second round on one channel gets no SYNC.",
         "QEMU multifd device state v2 to v3: a race with the final SYNC",
-        Parts(source=_SyncLost),
+        source_with(_LosingPlan),
         ("RS-8",),
         fixed={"channels": 3},
     ),
@@ -255,14 +245,14 @@ STREAM = (
         "sync-twice",
         "One channel gets a SYNC twice in the same round.",
         "QEMU up to 9.2: one SYNC more than marks, which a flush counts as its own",
-        Parts(source=_SyncTwice),
+        source_with(_RepeatingPlan),
         ("RS-8",),
     ),
     Bug(
         "sync-before-pages",
         "A SYNC does not wait for the pages that are queued before it.",
         "QEMU migration/multifd.c: multifd_send_sync_main flushes the queued pages first",
-        Parts(source=_SyncHasty),
+        source_with(_HastyPlan),
         ("RS-10",),
         fixed={"channels": 3, "ram_bytes": 20480},
     ),
