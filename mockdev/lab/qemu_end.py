@@ -47,7 +47,8 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True):
 
     arguments: more of its command line. trace: write its trace log and QMP's events into the evidence folder.
 
-    paused: a target stays stopped until its RAM was dumped; see `End.dump`.
+    keep_state: leave RAM (ROLE.core) and PCI state in the folder when the migration has completed; a target
+    stays stopped until then. The guest is then not told of KVM, unless `arguments` have another -cpu.
     """
 
     binary: str
@@ -377,6 +378,10 @@ def _arguments(role: str, vm: Vm, config: MigrationConfig, folder: Path) -> list
     """The command line: a machine with nothing in it but the mock devices, the same on both sides."""
     words = ["-machine", vm.machine, "-accel", vm.accel, "-m", f"{max(1, config.ram_bytes >> 20)}M"]
     words += ["-nodefaults", "-display", "none", "-uuid", config.uuid]
+    if vm.accel == "kvm" and vm.keep_state:
+        # Told that it is on KVM, a guest (SeaBIOS, too) asks for a clock that the host writes into its RAM: a
+        # target's KVM does so before the VM runs, and then the RAM is rightly not the source's.
+        words += ["-cpu", "qemu64,kvm=off"]
     words += iommufd_words()
     for number in range(config.vfs):
         properties = {"addr": f"{FIRST_SLOT + number:#x}"}

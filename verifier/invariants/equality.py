@@ -303,6 +303,7 @@ class _OfTheRun(Invariant[EndRecord]):
 
 class SameGuestRam(_OfTheRun):
     """Sound: the two dumps were taken while neither VM ran, page by page; a run without dumps is not judged.
+    Hosts write to a guest's RAM only where it asks KVM for it, and it is not told of KVM.
 
     Misses: a difference that the devices made afterwards, and RAM of runs that did not complete.
     """
