@@ -112,6 +112,7 @@ class History:
         if isinstance(self._view, memoryview):
             self._view.release()
         self.decoders.clear()
+        self.cases.clear()
 
     def _observe(self, seen: Seen) -> None:
         lane = seen.lane

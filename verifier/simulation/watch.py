@@ -149,9 +149,12 @@ class Watch:
         return report
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back: what refers to this in a circle, too, or the collector would have to."""
         self._history.close()
         self._arena.close()
+        self._judges.clear()
+        self._sinks.clear()
+        self._listeners.clear()
 
     def digest(self) -> str:
         """Of all that was written and said, and when; only if it was kept."""
