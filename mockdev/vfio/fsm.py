@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from enum import Enum
+from functools import lru_cache
 
 from mockdev.errors import DeviceError
 from mockdev.vfio.uapi import MigrationFlags, State
@@ -83,6 +84,7 @@ def closes(here: State, there: State) -> FileKind | None:
     return None if kind is file_kind(there) else kind
 
 
+@lru_cache(maxsize=256)  # a bit of a flag is looked at slowly, and this is asked for every arc
 def has_state(flags: MigrationFlags, state: State) -> bool:
     """Whether a device with these flags knows the state."""
     return NEEDS[state] & flags == NEEDS[state]

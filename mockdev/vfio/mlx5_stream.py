@@ -59,6 +59,8 @@ def stop_copy_size_record(size: int) -> bytes:
 class LoadState(Enum):
     """Where the machine is in a record."""
 
+    __hash__ = object.__hash__  # each is one object; the enum's own is slow, and asked for every step
+
     READ_HEADER = "read header"
     PREP_HEADER_DATA = "prepare header data"
     READ_HEADER_DATA = "read header data"

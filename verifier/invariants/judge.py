@@ -124,14 +124,18 @@ class Judge:
     def _convene(self, kind: type, key_of: Key, key: Hashable, panels: dict[Hashable, _Panel]) -> _Panel:
         """Who hears of the observations of that kind in that partition."""
         panel = _Panel()
+        courts, laws, facts = self._courts, self._plan.laws, self.facts
         for number in self._plan.kinds[kind][key_of]:
-            court = self._courts.get(number)
+            court = courts.get(number)
             if court is None:
-                court = self._courts[number] = _Court(number, self._plan.laws[number])
-            partition = court.partition(key, self.facts)
-            if partition is not None:
-                panel.courts.append(court)
-                panel.weigh.append(partition.on)
+                court = courts[number] = _Court(number, laws[number])
+            partition = court.partitions.get(key)
+            if partition is None:
+                if not court.has_room:
+                    continue
+                partition = court.partitions[key] = court.law.invariant(facts)
+            panel.courts.append(court)
+            panel.weigh.append(partition.on)
         if panel.courts:  # else there are too many partitions to keep this one in mind
             panels[key] = panel
         return panel
@@ -199,15 +203,13 @@ class _Court:
         self.found = 0
         self.why: list[str] = []
 
-    def partition(self, key: Hashable, facts: Facts) -> Invariant[Any] | None:
-        """The invariant's object for that partition; None where there are too many."""
-        partition = self.partitions.get(key)
-        if partition is None:
-            if len(self.partitions) >= PARTITIONS_MAX:
-                self.why = self.why or [f"more than {PARTITIONS_MAX} partitions; the rest was not judged"]
-                return None
-            partition = self.partitions[key] = self.law.invariant(facts)
-        return partition
+    @property
+    def has_room(self) -> bool:
+        """Whether one more partition may be judged; if not, that is said at the end."""
+        if len(self.partitions) < PARTITIONS_MAX:
+            return True
+        self.why = self.why or [f"more than {PARTITIONS_MAX} partitions; the rest was not judged"]
+        return False
 
     def close(self, judge: Judge, lacking: frozenset[Need]) -> None:
         """Judge what can only be judged now, and say how it came out. lacking: needs that are not met."""

@@ -29,7 +29,7 @@ from verifier.simulation.chance import Chance
 from verifier.simulation.watch import Watch
 from verifier.simulation.world import Signal, Steps, World
 
-_FRAMES = get_args(Frame)
+_FRAMES = frozenset(get_args(Frame))
 _PAGE_FLAGS = int(RamFlag.PAGE | RamFlag.XBZRLE)
 
 
@@ -223,21 +223,23 @@ class Link:
     def _heard(self, seen: Seen) -> None:
         """The decoder has found something in what was written."""
         event = seen.event
-        if isinstance(event, Broken):
-            self._frames.append((self.sent, event))
-        elif isinstance(event, _FRAMES):
-            self._frames.append((event.offset + event.size - payload_size(event), event))
+        kind = type(event)
+        if kind in _FRAMES:
+            self._frames.append((event.offset + event.size - payload_size(event), event))  # type: ignore[arg-type]
+        elif kind is Broken:
+            self._frames.append((self.sent, event))  # type: ignore[arg-type]
 
 
 def payload_size(frame: Frame) -> int:
     """Bytes of a frame that are its payload: the last ones of it."""
-    if isinstance(frame, DeviceStateFrame | RamFrame):
-        return frame.payload_size
-    if isinstance(frame, VfioItem):
-        return frame.data_size
-    if isinstance(frame, RamRecordItem):
-        return PAGE_BYTES if frame.flags & _PAGE_FLAGS else 0
-    return frame.size if isinstance(frame, OpaqueItem | TrailingItem) else 0
+    kind = type(frame)
+    if kind is DeviceStateFrame or kind is RamFrame:
+        return frame.payload_size  # type: ignore[union-attr]
+    if kind is VfioItem:
+        return frame.data_size  # type: ignore[union-attr]
+    if kind is RamRecordItem:
+        return PAGE_BYTES if frame.flags & _PAGE_FLAGS else 0  # type: ignore[union-attr]
+    return frame.size if kind is OpaqueItem or kind is TrailingItem else 0
 
 
 def draw_link(chance: Chance, kinds: frozenset[str]) -> LinkModel:
