@@ -13,14 +13,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mockdev.errors import CancelledError, VfmigError
 from mockdev.lab import qemu
-from mockdev.lab.migration import Cancel, Pair, run_migration
+from mockdev.lab.migration import Cancel, Pair, record_template, run_migration
 from mockdev.lab.qemu import Qemu, QemuError, find_qemu
-from mockdev.lab.qemu_end import Vm
+from mockdev.lab.qemu_end import QemuEnd, Vm
 from mockdev.runtime.config import MigrationConfig
 from tests.confined import FEW_FILES, LISTENED, WITHOUT_MEMORY
 from verifier.cli.group import execute
@@ -275,6 +276,38 @@ def test_called_off_while_a_machine_is_recorded(home: Path) -> None:
     pair = Pair(target=Vm(binary=find_qemu()))
     with pytest.raises(CancelledError, match="while the machine was recorded"):
         run_migration(config, home / "out", cancel=cancel, pair=pair)
+
+
+@pytest.mark.parametrize("crashes", [1, 1000])
+def test_a_qemu_that_crashes_while_its_machine_is_recorded(
+    home: Path, monkeypatch: pytest.MonkeyPatch, crashes: int
+) -> None:
+    """It is asked again, but not for ever, and then its own last words are told."""
+    begun: list[QemuEnd] = []
+    execute_before = Qemu.execute
+
+    def crash(self: Qemu, command: str, **arguments: Any) -> Any:
+        if command == "query-migrate" and len(begun) <= crashes:
+            os.kill(self.pid, signal.SIGABRT)
+        return execute_before(self, command, **arguments)
+
+    def begin(self: QemuEnd, *arguments: Any, **named: Any) -> None:
+        begun.append(self)
+        end_before(self, *arguments, **named)
+
+    end_before = QemuEnd.__init__
+    monkeypatch.setattr(QemuEnd, "__init__", begin)
+    monkeypatch.setattr(Qemu, "execute", crash)
+    template = home / "template"
+    config = MigrationConfig(vfs=1, channels=0, transfer="main", ram_bytes=1 << 20, idle_timeout_s=2.0)
+    if crashes == 1:
+        record_template(config, Vm(binary="qemu-system-x86_64"), template, Cancel())
+        assert template.exists()
+        assert len(begun) == 2
+    else:
+        with pytest.raises(QemuError, match=r"could not be recorded.*QEMU ended \(signal 6\)"):
+            record_template(config, Vm(binary="qemu-system-x86_64"), template, Cancel())
+        assert len(begun) > 2
 
 
 def test_a_relay_that_cannot_begin_ends_the_run(home: Path) -> None:
