@@ -281,6 +281,13 @@ def test_bytes_acknowledged_but_never_captured_end_the_stream_with_a_hole(tmp_pa
     assert (client.holes, client.ends) == ([(2, 3, "cut", "")], ["fin"])
 
 
+def test_nothing_is_missing_behind_a_known_end(tmp_path: Path) -> None:
+    """The number of what follows an end is one more, though no byte has that place."""
+    frames = [*opening(), out(100, b"ab"), out(104, b"ef"), out(106, flags=FIN | ACK), out(107, ack=501)]
+    _, (client, _) = run(tmp_path, [*frames, back(500, flags=FIN | ACK, ack=107)])
+    assert (client.holes, client.ends) == ([(2, 2, "lost", "")], ["fin"])
+
+
 def test_too_much_waiting_gives_up_the_first_hole(tmp_path: Path) -> None:
     frames = [*opening(), *(out(100 + 4 * n, b"ab") for n in range(1, 1000))]
     for limits in ({"waiting_per_direction_max": 10}, {"waiting_max": 10}):

@@ -193,7 +193,7 @@ class Direction:
             self._skip(LOST if acked >= self.pending[0][0] else CUT, time_ns)
         # An acknowledgement of one byte more than was seen is that of an end (FIN) which was not captured.
         beyond = acked if acked > self.offset + 1 and self.fin_at < 0 else self.offset
-        known = max(self.sent_to, beyond, self.fin_at)
+        known = self.fin_at if self.fin_at >= 0 else max(self.sent_to, beyond)
         if known > self.offset:
             self._hole(known - self.offset, LOST if acked >= known else CUT, time_ns, "")
         flow.ended = ENDED_FIN if self.fin_at >= 0 else kind
