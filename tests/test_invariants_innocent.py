@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from mockdev.wire.structs import MULTIFD_DEVICE_STATE, Command, Tag, VfioTag
 from tests.canaries.bench_of_one import judge
 from tests.canaries.edits import END, be32, ram_field, section
 from tests.canaries.script import DEVICES, MAIN, PAGE, Script, good, packet, pages
+from verifier.capture.pcapng import open_capture
+from verifier.check import check_path
 from verifier.verdict import Report, Standing
 
 
@@ -45,6 +48,22 @@ def test_postcopys_second_channel_has_no_magic() -> None:
     s.after("ping", MAIN, writer.command(Command.POSTCOPY_ADVISE, struct.pack(">QQ", PAGE, PAGE)))
     s.after("ram.part", "preempt", struct.pack(">Q", 8) + b"\6pc.ram" + pages(1))
     assert "CH-1" in doubts(judge(s))
+
+
+@pytest.mark.parametrize("label", ["init0", "init1"])
+def test_a_channel_without_its_first_bytes_is_still_one(label: str, tmp_path: Path) -> None:
+    """A capture that lost them does not show its id, and mostly shows that only when all is over."""
+    path = tmp_path / "c.pcapng"
+    s = bare()
+    s.write_capture(path)
+    raw, data = path.read_bytes(), s.find(label).data
+    with open_capture(path) as capture:
+        packets = [(a - 28, b + (a - b) % 4 + 4, data in raw[a:b]) for a, b, *_ in capture.packets()]
+    ((start, stop, _),) = [packet for packet in packets if packet[2]]
+    path.write_bytes(raw[:start] + raw[stop : packets[-1][1]])
+    report = check_path(path)
+    assert report.standing is Standing.UNKNOWN, report.violations
+    assert {"flow", "CH-4"} <= {unknown.id for unknown in report.unknown}
 
 
 def test_a_single_channel_of_a_vm_without_uuid_has_nothing_to_compare() -> None:

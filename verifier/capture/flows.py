@@ -43,7 +43,7 @@ _ANSWER = {Role.MAIN: Role.RETURN_PATH, Role.CHANNEL: Role.REVERSE}
 class Lane:
     """One direction of a connection and what is known of it. why: for role NONE, a sentence.
 
-    foreign: its first bytes are there and are those of another protocol.
+    foreign: its first bytes are there and are those of another protocol. headless: they are not there.
     """
 
     flow: Flow
@@ -52,6 +52,7 @@ class Lane:
     migration: int | None = None
     why: str = ""
     foreign: bool = False
+    headless: bool = False
     ended: bool = False
     peer: Lane | None = None
 
@@ -118,6 +119,7 @@ class Directory:
         elif head[:HEAD_BYTES] == MAIN_HEAD:
             self._begin(lane, Role.MAIN)
         elif lane.flow.joined_midway:
+            lane.headless = True
             self._refuse(lane, "joined midway: its first bytes are not in the capture")
         elif head[:HEAD_BYTES] == CHANNEL_HEAD:
             self._begin(lane, Role.CHANNEL)
@@ -134,6 +136,7 @@ class Directory:
     def lost_start(self, lane: Lane) -> None:
         """The first bytes of an undecided lane are known to be missing."""
         if lane.role is Role.UNDECIDED:
+            lane.headless = True
             self._refuse(lane, "its first bytes are not in the capture")
 
     def end(self, lane: Lane) -> None:
@@ -190,7 +193,8 @@ class Directory:
         lane.why = why
         if lane.flow.initiator is not False:
             target = self._target(lane)
-            lane.migration = target.current if target.open else None
+            # One without a head may be a channel of a migration that was over when that showed.
+            lane.migration = target.current if target.open or lane.headless else None
             target.strangers.append(lane)
 
     def _target(self, lane: Lane) -> _Target:

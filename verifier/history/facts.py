@@ -150,7 +150,12 @@ class Facts:
     @property
     def channels_whole(self) -> bool:
         """Whether the wire says that nothing more can have come on any channel, and all was read."""
-        return bool(self.completed) and all(self.whole(lane) for lane in self.channels)
+        return bool(self.completed) and not self._headless and all(map(self.whole, self.channels))
+
+    @property
+    def _headless(self) -> bool:
+        """Whether there is a connection that may have been a channel."""
+        return any(lane.headless for lane in self.lanes)
 
     @property
     def ram_whole(self) -> bool:
@@ -158,7 +163,9 @@ class Facts:
         where all of them are written. A channel has shown them when it has the SYNC of the last round, or was
         closed well. Of device state more may have been to come.
         """
-        return self.channels_whole or (self.main_whole and all(map(self._ram_read, self.channels)))
+        return self.channels_whole or (
+            self.main_whole and not self._headless and all(map(self._ram_read, self.channels))
+        )
 
     def _ram_read(self, lane: Lane) -> bool:
         if lane in self.holes or lane in self.broken:
