@@ -39,6 +39,16 @@ class Frame:
     options: bytes = b""
 
 
+def word_sum(data: bytes) -> int:
+    """The sum of 16-bit words with end-around carry, as RFC 1071 writes it."""
+    data += bytes(len(data) % 2)
+    total = 0
+    for (word,) in struct.iter_unpack(">H", data):
+        total += word
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
 def tcp(
     source: tuple[str, int],
     destination: tuple[str, int],
@@ -53,14 +63,23 @@ def tcp(
     fragment: int = 0,
     no_length: bool = False,
     tags: Sequence[int] = (),
+    checksum: str = "",
 ) -> bytes:
-    """One TCP segment with its headers."""
+    """One TCP segment with its headers. checksum: "whole", "partial" as loopback has it, "bare" without the
+    length, or "" for 0.
+    """
     hosts = [ip_address(source[0]), ip_address(destination[0])]
     words = (20 + len(tcp_options)) // 4
     ports = (source[1], destination[1])
     segment = struct.pack(">HHIIBBHHH", *ports, seq & MASK, ack & MASK, words << 4, flags, 512, 0, 0)
     segment += tcp_options + payload
     addresses = hosts[0].packed + hosts[1].packed
+    if checksum:
+        parts = {"whole": segment, "partial": b"", "bare": b""}
+        length = 0 if checksum == "bare" else len(segment)
+        total = word_sum(addresses + struct.pack(">II", 6, length) + parts[checksum])
+        field = total if checksum != "whole" else total ^ 0xFFFF
+        segment = segment[:16] + struct.pack(">H", field) + segment[18:]
     if hosts[0].version == 4:
         kind = b"\x08\x00"
         header_words = 5 + len(ip_options) // 4

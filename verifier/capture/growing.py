@@ -52,6 +52,8 @@ class GrowingCapture(Capture):
     Nobody may shorten the file below that: who reads then is killed (SIGBUS).
     """
 
+    grows = True
+
     def __init__(self, path: Path, file: IO[bytes], kind: str, turn: Callable[[bool], None]) -> None:
         self._file = os.dup(file.fileno())
         self._turn = turn

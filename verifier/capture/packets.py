@@ -13,7 +13,6 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
@@ -21,9 +20,9 @@ from verifier.capture.interface import EN10MB, IPV4, IPV6, LINUX_SLL, LINUX_SLL2
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
-Segment = tuple[bytes, int, int, int, int, int, int, int]
+Segment = tuple[bytes, int, int, int, int, int, int, int, int]
 """key, seq, ack, flags, start and stop of the captured payload, bytes missing after it, start of the IP
-header.
+header and of TCP's.
 
 key: source address, destination address, source port, destination port as they lie in the packet: 12 bytes
 with IPv4, 36 with IPv6. `missing`: payload bytes that were on the wire and not captured.
@@ -147,22 +146,22 @@ def _tcp(data: mmap.mmap, at: int, hosts: bytes, tcp: int, stop: int, end: int) 
         return BAD_HEADER
     payload_start, payload_stop = min(start, stop), min(end, stop)
     missing = (end - start) - (payload_stop - payload_start)
-    return hosts + ports, seq, ack, flags, payload_start, payload_stop, missing, at
+    return hosts + ports, seq, ack, flags, payload_start, payload_stop, missing, at, tcp
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How to read a frame whose IP header begins `ip_at` bytes in and has no options or extension headers.
 
-    unpack(data, frame start) gives (length, word, key, seq, ack, offset, flags). It is an unfragmented TCP
-    segment when word & mask == value and the key is one that `segment` gave before for this interface. The
-    TCP header begins at frame + tcp_at; the IP packet ends at frame + base + length; `bytes_min` must be
-    captured.
+    unpack(data, frame start) gives (length, word, key, seq, ack, offset, flags, checksum). It is an
+    unfragmented TCP segment when word & mask == value and the key is one that `segment` gave before for this
+    interface. The addresses begin at frame + hosts_at, right before the TCP header, which begins at frame +
+    tcp_at; the IP packet ends at frame + base + length; `bytes_min` must be captured.
     """
 
     unpack: Callable[[mmap.mmap, int], tuple[Any, ...]]
     mask: int
     value: int
+    hosts_at: int
     tcp_at: int
     base: int
     bytes_min: int
@@ -173,7 +172,7 @@ def layout(key_bytes: int, ip_at: int) -> Layout:
     in.
     """
     if key_bytes == 12:
-        reader = struct.Struct(f">{ip_at}x2xH2xI2x12sIIBB")
-        return Layout(reader.unpack_from, 0x3FFF00FF, _TCP, ip_at + 20, ip_at, reader.size)
-    reader = struct.Struct(f">{ip_at}x4xHH36sIIBB")
-    return Layout(reader.unpack_from, 0xFF00, _TCP << 8, ip_at + 40, ip_at + 40, reader.size)
+        reader = struct.Struct(f">{ip_at}x2xH2xI2x12sIIBB2xH")
+        return Layout(reader.unpack_from, 0x3FFF00FF, _TCP, ip_at + 12, ip_at + 20, ip_at, reader.size)
+    reader = struct.Struct(f">{ip_at}x4xHH36sIIBB2xH")
+    return Layout(reader.unpack_from, 0xFF00, _TCP << 8, ip_at + 8, ip_at + 40, ip_at + 40, reader.size)

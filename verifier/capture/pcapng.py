@@ -62,8 +62,11 @@ class Capture:
     path; format: "pcap" or "pcapng"; data: the mapped bytes (of the unpacked file, when compressed).
     interfaces: every capture point met so far, complete once packets() has run to its end.
     truncated: "" or a sentence about where reading stopped before the end, and why; what lies before
-    that place was read. size: how many bytes there are to read.
+    that place was read. size: how many bytes there are to read. grows: whether to ask for the next packet
+    may mean to wait for it.
     """
+
+    grows = False
 
     def __init__(self, path: Path, data: mmap.mmap, kind: str, damage: str) -> None:
         self.path = path

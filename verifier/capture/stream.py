@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Protocol
 
+from verifier.capture.checksums import CHECKED, OFFLOADED, UNDECIDED, WRONG_MAX
 from verifier.capture.packets import Address
 
 MASK = 0xFFFF_FFFF
@@ -23,7 +24,9 @@ WINDOW_BYTES_MAX = (
 )  # TCP's largest window: what lies further away belongs to another life of the stream
 PATIENCE_PACKETS = 64  # how long acknowledged bytes may still come late, captured after their acknowledgement
 
-SNAPPED, LOST, CUT, REORDER = "snapped", "lost", "cut", "reorder"
+DAMAGED_MAX = 64  # damaged segments of a direction that are kept in mind
+
+SNAPPED, LOST, CUT, REORDER, DAMAGED = "snapped", "lost", "cut", "reorder", "damaged"
 ENDED_FIN, ENDED_RST, ENDED_CUT = "fin", "rst", "cut"
 
 
@@ -36,7 +39,8 @@ class Sink(Protocol):
     def hole(self, size: int, reason: str, time_ns: int, note: str, /) -> object:
         """The next `size` bytes are not in the capture. reason: SNAPPED (the packet is there, shortened;
         note: its comments), LOST (the peer acknowledged them), CUT (the connection or the capture ends
-        without them), REORDER (too much waited for them)."""
+        without them), REORDER (too much waited for them), DAMAGED (they came with a wrong checksum, and
+        not again)."""
 
     def end(self, kind: str, time_ns: int, /) -> object:
         """Nothing more comes. kind: ENDED_FIN, ENDED_RST (by either side), ENDED_CUT (the capture has no
@@ -54,7 +58,8 @@ class Flow:
     data; holes: how many, of hole_bytes in all, snapped_bytes of them shortened packets; duplicated: sent
     again (unverified of them could not be compared with the first); conflicts: how often something else was
     sent the second time, first_conflict its position; stray: before the stream's start, behind its end, or
-    too far away to belong to it.
+    too far away to belong to it. damaged_packet: the number (from 1) of a packet whose checksum is wrong and
+    which may have carried bytes that are missing, 0 when there is none.
     """
 
     interface: int
@@ -72,6 +77,7 @@ class Flow:
     conflicts: int = 0
     first_conflict: int = -1
     stray_bytes: int = 0
+    damaged_packet: int = 0
     ended: str = ""
 
 
@@ -101,7 +107,10 @@ class Direction:
     expected: the next sequence number while every packet that carries it may simply be delivered, else -1:
     so that one comparison tells the reader of packets whether it may go the short way (see `reassembly`).
     offset: bytes given to the sink, holes included. base: the sequence number of position 0. recent: what
-    was delivered lately, as (end position, position, start in the file).
+    was delivered lately, as (end position, position, start in the file). pseudo, sums: see `checksums`;
+    segment_max: the MSS that the peer named. damaged: (position, end, number of the packet) of segments that
+    were not used; damaged_to: up to where they went; refused: the last one's number. wrong, doubted: how many
+    had a wrong checksum while nothing was known of the direction's, and the first one's number.
     """
 
     key: bytes
@@ -109,6 +118,7 @@ class Direction:
     capture: mmap.mmap
     waiting: Waiting
     recent: deque[tuple[int, int, int]]
+    pseudo: int
     flow: Flow | None = None
     sink: Sink | None = None
     data: Callable[[int, int, int], object] = _nowhere
@@ -119,6 +129,13 @@ class Direction:
     fin_at: int = -1
     sent_to: int = 0
     reset_ns: int = -1
+    sums: int = UNDECIDED
+    segment_max: int = MASK
+    damaged: list[tuple[int, int, int]] = field(default_factory=list)
+    damaged_to: int = 0
+    refused: int = 0
+    doubted: int = 0
+    wrong: int = 0
     patience: int = PATIENCE_PACKETS
     peer: Direction = field(init=False)
     pending: list[Run] = field(default_factory=list)
@@ -164,6 +181,37 @@ class Direction:
             self.sent_to = max(self.sent_to, position + size)
             self.drain(time_ns)
 
+    def vouch(self) -> None:
+        """A checksum is right: so a wrong one is damage, and one that was wrong before was too."""
+        self.sums = CHECKED
+        if self.flow is not None:
+            self.flow.damaged_packet = self.flow.damaged_packet or self.doubted
+
+    def doubt(self, number: int, ahead: int) -> None:
+        """The checksum of packet `number` is wrong, and none was right so far; ahead: what those of the next
+        segments say.
+        """
+        self.wrong += 1
+        if ahead == CHECKED:
+            self.vouch()
+        else:
+            self.doubted = self.doubted or number
+            self.sums = OFFLOADED if self.wrong >= WRONG_MAX else ahead
+
+    def refuse(self, seq: int, size: int, number: int) -> None:
+        """A segment of `size` bytes of payload, packet `number`, has a wrong checksum: as its receiver does,
+        leave it, and wait for it to be sent again.
+        """
+        self.refused = number
+        position = self.position(seq)
+        if self.base < 0 or abs(position - self.offset) > WINDOW_BYTES_MAX:
+            return
+        self.damaged_to = max(self.damaged_to, position + size)
+        if len(self.damaged) >= DAMAGED_MAX:
+            self.damaged = [held for held in self.damaged if held[1] > self.offset]
+        if len(self.damaged) < DAMAGED_MAX:
+            self.damaged.append((position, position + size, number))
+
     def drain(self, time_ns: int) -> None:
         """Gives the sink all that is contiguous, then the end of the stream when it is reached."""
         self._release(time_ns)
@@ -193,7 +241,7 @@ class Direction:
             self._skip(LOST if acked >= self.pending[0][0] else CUT, time_ns)
         # An acknowledgement of one byte more than was seen is that of an end (FIN) which was not captured.
         beyond = acked if acked > self.offset + 1 and self.fin_at < 0 else self.offset
-        known = self.fin_at if self.fin_at >= 0 else max(self.sent_to, beyond)
+        known = self.fin_at if self.fin_at >= 0 else max(self.sent_to, beyond, self.damaged_to)
         if known > self.offset:
             self._hole(known - self.offset, LOST if acked >= known else CUT, time_ns, "")
         flow.ended = ENDED_FIN if self.fin_at >= 0 else kind
@@ -240,11 +288,25 @@ class Direction:
         self.data(start, start + end - position, time_ns)
 
     def _hole(self, size: int, reason: str, time_ns: int, note: str) -> None:
+        if self.refused and reason != SNAPPED:
+            reason = self._explain(self.offset + size, reason)
         self.offset += size
         self._flow.holes += 1
         self._flow.hole_bytes += size
         if self.sink is not None:
             self.sink.hole(size, reason, time_ns, note)
+
+    def _explain(self, end: int, reason: str) -> str:
+        """Why the bytes from here to `end` are missing, where damage may be the reason. A sequence number may
+        be what is damaged.
+        """
+        number = self.refused
+        for start, stop, held in self.damaged:
+            if start < end and stop > self.offset:
+                number, reason = held, DAMAGED
+                break
+        self._flow.damaged_packet = self._flow.damaged_packet or number
+        return reason
 
     def _place(self, run: Run) -> None:
         """Keeps of `run` what neither was delivered nor waits already: what came first wins."""

@@ -238,6 +238,10 @@ def _doubts_of_input(history: History, found: Found) -> list[Unknown]:
         if lane.flow.conflicts:
             why = f"{lane}: sent again with other content, first at offset {lane.flow.first_conflict}"
             out.append(Unknown(id="flow", why=why))
+        if lane.flow.damaged_packet and not lane.foreign:
+            which = f"packet {lane.flow.damaged_packet} has a wrong TCP checksum"
+            why = f"{lane}: {which}, and bytes that it may have carried are not in the capture"
+            out.append(Unknown(id="flow", why=why))
     if found.captures and not history.cases:
         out.append(Unknown(id="input", why="the capture holds no migration that can be recognised"))
     return out
