@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.capture_files import (
     tcp,
     word_sum,
 )
+from verifier.bench.resegment import resegment
 from verifier.capture.checksums import MODULUS, summed
 from verifier.capture.growing import open_growing
 from verifier.capture.reassembly import BAD_SUM, Accounting, Flow, reassemble
@@ -431,3 +433,20 @@ def test_damage_of_what_carries_nothing_is_held_against_nobody(foreign: Path) ->
             changed[chance.randrange(start + 20, stop)] ^= 1 << chance.randrange(8)
             foreign.write_bytes(changed)
             assert not check_path(foreign).violations
+
+
+def test_what_the_benchmark_writes_has_checksums_as_tshark_wants_them(tmp_path: Path) -> None:
+    original = tmp_path / "original"
+    good(journals=False).write_capture(original)
+    statuses: dict[bool, set[str]] = {}
+    for offloaded in (False, True):
+        path = tmp_path / f"{offloaded}.pcapng"
+        resegment(original, path, 333, offloaded=offloaded)
+        assert check_path(path).standing is Standing.HOLDS
+        command = ["tshark", "-n", "-r", str(path), "-o", "tcp.check_checksum:TRUE", "-T", "fields"]
+        done = subprocess.run(
+            [*command, "-e", "tcp.checksum.status"], capture_output=True, text=True, check=True
+        )
+        statuses[offloaded] = set(done.stdout.split())
+    assert statuses[False] == {"1"}  # good
+    assert "1" not in statuses[True]  # and here bad or partial, as its release can tell
