@@ -223,8 +223,9 @@ class TracedPackets(Invariant[PacketTrace | ThreadTrace | RamFrame]):
                 self.captured = seen.place()
                 head = event.head
                 packet = _PACKET.pack(head.packet_num, head.flags, head.next_packet_size)
-                for role in self.facts.logs:
-                    yield from self._compare(role, packet, captured=True)
+                for role in self.sides:  # in this order, which that of a set is not
+                    if role in self.facts.logs:
+                        yield from self._compare(role, packet, captured=True)
             return
         side = self.sides[seen.role]
         if isinstance(event, ThreadTrace):
