@@ -48,14 +48,13 @@ from mockdev.runtime.pcap_packets import (
     statistics,
     trailer,
 )
-from mockdev.wire.seal import seal
+from mockdev.sealing import append_seal
 
 Buffer = bytes | bytearray | memoryview
 
 SEGMENT_BYTES_MAX = 65_495  # of payload: an IPv4 packet's length field ends at 65,535
 FULL, HEADERS = "full", "headers"
 
-_PIECE = 1 << 18  # of a file that is digested
 _IOV_MAX = 1000  # the kernel takes 1024 pieces a call
 # Connections without addresses look like ones from many ports to one target, which is what they are.
 _SYNTHETIC_PORT, _SYNTHETIC_TARGET_PORT = 49_152, 49_151
@@ -144,7 +143,7 @@ class PcapngWriter:
                         statistics(number, counts.received, counts.dropped, counts.last_ns),
                         counts.block_at,
                     )
-            self._seal()
+            append_seal(self._file, self._end)  # here at the end, where nobody waits for it
             try:
                 os.close(self._file)
             except OSError as error:
@@ -155,14 +154,6 @@ class PcapngWriter:
     def dropped(self) -> int:
         """Packets that are not in the file, over all interfaces."""
         return sum(counts.dropped for counts in self._counts)
-
-    def _seal(self) -> None:
-        """Digests what is in the file, here at the end, where nobody waits for it, and appends the seal."""
-        with suppress(OSError):  # without room, or not to be read, it has none
-            pieces = (os.pread(self._file, _PIECE, at) for at in range(0, self._end, _PIECE))
-            block = seal(pieces)
-            if os.pwrite(self._file, block, self._end) != len(block):
-                os.ftruncate(self._file, self._end)
 
     def _preamble(self, interfaces: Sequence[str]) -> bytes:
         blocks = bytearray(block(SECTION, struct.pack("<IHHq", 0x1A2B3C4D, 1, 0, -1)))

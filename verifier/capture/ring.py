@@ -23,7 +23,7 @@ import time
 from contextlib import suppress
 from itertools import accumulate
 
-from mockdev.wire.seal import seal
+from mockdev.sealing import append_seal
 from verifier.capture.interface import EN10MB, RAW
 from verifier.capture.socket_filter import WHOLE_BYTES, assemble
 
@@ -37,7 +37,6 @@ _RETIRE_MS = 10  # the kernel hands over a block that is not full after this lon
 _GRACE_MS = 3 * _RETIRE_MS
 _DRAIN_S = 2.0
 _PIECES_MAX = 999
-_PIECE = 1 << 18  # of a file that is digested
 _NICE = -15  # on a busy machine the capture comes first: what waits too long for it is lost
 _LINKS = {1: (EN10MB, 14), 772: (EN10MB, 14), 65534: (RAW, 0)}  # ARPHRD_ETHER, _LOOPBACK, _NONE
 _LOOPBACK = 772
@@ -171,14 +170,12 @@ class _File:
             self._append(pieces)
 
     def close(self, ring: _Ring) -> None:
-        """Writes the statistics in place, and the seal (`mockdev.wire.seal`)."""
+        """Writes the statistics in place, and the seal."""
         block = self._statistics(_STATISTICS, time.time_ns(), ring.received, ring.dropped + self.lost)
         with suppress(OSError):
             os.ftruncate(self.file, self.end)
             os.pwrite(self.file, block, self.statistics_at)
-            sealed = seal(os.pread(self.file, _PIECE, at) for at in range(0, self.end, _PIECE))
-            if os.pwrite(self.file, sealed, self.end) != len(sealed):
-                os.ftruncate(self.file, self.end)
+            append_seal(self.file, self.end)
         os.close(self.file)
 
     def _append(self, pieces: list[bytes | memoryview]) -> None:
