@@ -32,8 +32,9 @@ from tests.capture_files import (
     word_sum,
 )
 from verifier.bench.resegment import resegment
-from verifier.capture.checksums import MODULUS, summed
+from verifier.capture.checksums import MODULUS, WRONG_MAX, all_right, summed
 from verifier.capture.growing import open_growing
+from verifier.capture.pcapng import open_capture
 from verifier.capture.reassembly import BAD_SUM, Accounting, Flow, reassemble
 from verifier.check import check_path
 from verifier.verdict import Report, Standing
@@ -154,6 +155,44 @@ def test_damage_is_found_among_many_segments(tmp_path: Path, position: int) -> N
     assert all(byte is None or byte == STREAM[at] for at, byte in enumerate(client.stream))
 
 
+def test_a_length_that_is_damaged_makes_no_shorter_segment(tmp_path: Path) -> None:
+    """It is in the IP header, and part of the sum."""
+    frames = [*opening(), *stream(300, 400)]
+    for index in (3, 200, 302):
+        changed = bytearray(frames[index])
+        changed[14 + 3] -= 2
+        _, (client, _) = run(tmp_path, [*frames[:index], bytes(changed), *frames[index + 1 :]])
+        assert client.flow.damaged_packet == index + 1 or index == 302  # which nothing follows
+        assert client.stream[400 * (index - 3) : 400 * (index - 2)] in ([None] * 400, [None] * 398)
+
+
+def test_short_ones_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    frames = [*opening(), *stream(150, 400), out(60_100, b"short"), *stream(150, 400, base=60_105)]
+    frames[153] = flipped(frames[153], TCP_AT + 21)
+    assert run(tmp_path, frames)[1][0].holes == [(60_000, 5, "damaged", "")]
+
+
+def test_what_was_read_ahead_is_not_right_because_the_others_are(tmp_path: Path) -> None:
+    syn, _, plain = opening()
+    frames = [syn, back(499, flags=SYN | ACK, ack=100, checksum="partial"), plain, *stream(400, 400)]
+    frames.insert(250, spoilt(back(500, b"short")))
+    for victim in range(252, 300):
+        changed = [*frames]
+        changed[victim] = flipped(frames[victim], TCP_AT + 100)
+        assert run(tmp_path, changed)[1][0].holes == [(400 * (victim - 4), 400, "damaged", "")]
+
+
+def test_checksums_together_are_right_when_each_is(tmp_path: Path) -> None:
+    path = tmp_path / "capture"
+    for victim in (None, 0, 17, 39):
+        frames = [*stream(40, 300), back(500, b"x", checksum="")]
+        if victim is not None:
+            frames[victim] = flipped(frames[victim], TCP_AT + 50)
+        path.write_bytes(pcapng(list(clock(frames))))
+        with open_capture(path) as capture:
+            assert all_right(capture.data, list(capture.packets()), 14 + 12, TCP_AT) is (victim is None)
+
+
 @pytest.mark.parametrize("count", [1, 3, 300])
 def test_a_direction_without_a_right_checksum_is_used_as_it_is(tmp_path: Path, count: int) -> None:
     """Offload that leaves garbage; the answers are right, and damage of one of them is seen."""
@@ -172,11 +211,11 @@ def test_a_direction_without_a_right_checksum_is_used_as_it_is(tmp_path: Path, c
 
 @pytest.mark.parametrize("checksum", ["partial", "bare", ""])
 def test_what_offload_leaves_says_nothing(tmp_path: Path, checksum: str) -> None:
-    frames = [*opening(checksum), *stream(20, checksum=checksum)]
-    frames[9] = flipped(frames[9], TCP_AT + 77)
-    for extra in ([], [out(2_100, b"whole")]):  # among such that say something, too
+    frames = [*opening(checksum), *stream(5, checksum=checksum)]
+    frames[6] = flipped(frames[6], TCP_AT + 77)
+    for extra in ([], [out(600, b"whole")]):  # among such that say something, too
         accounting, (client, _) = run(tmp_path, [*frames, *extra])
-        assert client.bytes == flipped(STREAM[:2000], 600 + 57) + b"whole" * len(extra)
+        assert client.bytes == flipped(STREAM[:500], 300 + 57) + b"whole" * len(extra)
         assert not accounting.unread
 
 
@@ -256,12 +295,28 @@ def test_a_wrong_checksum_before_any_right_one(tmp_path: Path) -> None:
     assert client.flow.damaged_packet == 4
     _, (client, _) = run(tmp_path, [*unsaid, flipped(first, 70), *others])
     assert client.flow.damaged_packet == 0
+    for wrong in (WRONG_MAX, WRONG_MAX + 1):  # it and those that are looked at
+        frames = stream(20)
+        frames[:wrong] = [flipped(frame, 70) for frame in frames[:wrong]]
+        _, (client, _) = run(tmp_path, [*unsaid, *frames])
+        assert bool(client.holes) is (wrong == WRONG_MAX)
 
 
-def test_a_growing_capture_is_not_waited_for(tmp_path: Path) -> None:
+def test_the_same_ends_again_have_the_same_card(tmp_path: Path) -> None:
+    again = opening(
+        "partial", lambda seq, **more: out(seq + 5000, **more), lambda seq, **more: back(seq, **more)
+    )
+    frames = [*opening(), *stream(3), *again, flipped(out(5100, b"one"), 56)]
+    _, (_, _, client, _) = run(tmp_path, frames)
+    assert client.holes == [(0, 3, "damaged", "")]
+
+
+@pytest.mark.parametrize("wrong", [1, WRONG_MAX])
+def test_a_growing_capture_is_not_waited_for(wrong: int, tmp_path: Path) -> None:
     path = tmp_path / "grows"
     frames = [*opening("partial"), *stream(20)]
-    frames[3], frames[9] = flipped(frames[3], 70), flipped(frames[9], 70)
+    for index in (*range(3, 3 + wrong), 13):
+        frames[index] = flipped(frames[index], 70)
     path.write_bytes(pcapng(list(clock(frames))))
     taken: list[Taken] = []
 
@@ -280,8 +335,9 @@ def test_a_growing_capture_is_not_waited_for(tmp_path: Path) -> None:
     with suppress(EOFError):
         reassemble(capture, factory)
     client = taken[0]
-    assert client.stream[:600] == list(flipped(STREAM[:600], 70 - TCP_AT - 20))
-    assert (len(client.stream), client.flow.damaged_packet) == (600, 4)
+    assert client.stream[:100] == list(flipped(STREAM[:100], 70 - TCP_AT - 20))
+    given = (1000, 4) if wrong == 1 else (2000, 0)
+    assert (len(client.stream), client.flow.damaged_packet) == given
     view.release()
     capture.close()
 
@@ -293,6 +349,8 @@ def test_longer_than_the_peer_takes_is_no_segment_of_a_wire(tmp_path: Path) -> N
     answer = back(499, flags=SYN | ACK, ack=100, tcp_options=mss)
     large = spoilt(out(100, STREAM[:500]))
     _, (client, _) = run(tmp_path, [syn, answer, plain, large, out(600, STREAM[500:600])])
+    assert client.bytes == STREAM[:600]
+    _, (client, _) = run(tmp_path, [syn, answer, plain, out(600, STREAM[500:600]), large])
     assert client.bytes == STREAM[:600]
     small = spoilt(out(600, STREAM[500:600]))
     _, (client, _) = run(tmp_path, [syn, answer, plain, large, small])
@@ -324,6 +382,10 @@ def test_more_damage_than_is_kept_in_mind(tmp_path: Path) -> None:
     assert len(client.holes) == 190
     assert client.flow.damaged_packet == 11
     assert all(byte is None or byte == STREAM[at] for at, byte in enumerate(client.stream))
+    healed = [bad for frame in stream(200) for bad in (flipped(frame, TCP_AT + 33), frame)]
+    last = flipped(out(20_100, b"last"), TCP_AT + 22)
+    _, (client, _) = run(tmp_path, [*opening(), *healed, last, out(20_104, b"more")])
+    assert client.holes == [(20_000, 4, "damaged", "")]
 
 
 @pytest.mark.parametrize("seed", range(40))
