@@ -14,11 +14,13 @@ from tests.canaries.lent import lend
 from tests.canaries.script import good
 from verifier.capture.growing import open_growing
 from verifier.capture.pcapng import open_capture
-from verifier.check import JOURNAL_NAMES, LOG_NAMES, evidence_of
+from verifier.check import evidence_of
 from verifier.history.growing import GrowingFile, GrowingLines
 from verifier.history.journals import read_journal
 from verifier.history.merge import Lines
+from verifier.history.qmp import read_events
 from verifier.history.traces import read_traces
+from verifier.online import files_of
 
 
 class Written(Exception):
@@ -115,11 +117,11 @@ def test_lines_of_several_files_come_by_time_each_file_in_its_own_order(tmp_path
     script = good()
     lend(script)
     script.write_folder(tmp_path)
-    files = [GrowingFile(tmp_path / name) for name in JOURNAL_NAMES]
-    files += [GrowingFile(tmp_path / name, name.partition(".")[0]) for name in LOG_NAMES]
+    files = files_of(tmp_path)
     found = evidence_of(tmp_path)
     readers = [read_journal(path) for path in found.journals]
     readers += [read_traces(path, role) for role, path in found.logs.items()]
+    readers += [read_events(path, role) for role, path in found.events.items()]
     with closing(GrowingLines(files)) as lines:
         lines.poll()
         assert list(lines.rest()) == list(Lines(readers).rest())

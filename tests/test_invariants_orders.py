@@ -14,13 +14,14 @@ from tests.canaries.births import CANARIES
 from tests.canaries.lent import lend
 from tests.canaries.script import Script, good
 from verifier.capture.pcapng import open_capture
-from verifier.check import CAPTURE_NAMES, JOURNAL_NAMES, LOG_NAMES, check_path
+from verifier.check import CAPTURE_NAMES, check_path
 from verifier.history.facts import Facts
 from verifier.history.growing import GrowingFile, GrowingLines
 from verifier.history.history import History
 from verifier.history.observation import Said
 from verifier.invariants import INVARIANTS
 from verifier.invariants.judge import Judge
+from verifier.online import files_of
 
 
 class Shuffled(GrowingLines):
@@ -48,8 +49,7 @@ class Shuffled(GrowingLines):
 
 def online_ids(folder: Path, seed: int) -> set[str]:
     """Ids of what is found before the end, with the files read in an order of chance."""
-    files = [GrowingFile(folder / name) for name in JOURNAL_NAMES]
-    files += [GrowingFile(folder / name, name.partition(".")[0]) for name in LOG_NAMES]
+    files = files_of(folder)
     judges: list[Judge] = []
 
     def make(facts: Facts) -> Judge:

@@ -23,6 +23,7 @@ from mockdev.journal import Journal
 from mockdev.runtime.config import MigrationConfig
 from mockdev.runtime.pcap_writer import PcapngWriter, Tap
 from tests.canaries.births import CANARIES
+from tests.canaries.lent import lend, qmp
 from tests.canaries.script import BACK, MAIN, START_NS, STEP_NS, Script, good
 from verifier import evidence
 from verifier.capture.opening import CaptureError
@@ -93,6 +94,21 @@ def test_a_violation_is_told_before_the_next_piece_is_written(name: str, tmp_pat
     report = check_path(growing)
     assert (told.id, told.scope) in {(violation.id, violation.scope) for violation in report.violations}
     assert report.standing is Standing.VIOLATED
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_a_qemu_says_over_qmp_is_heard(alone: bool, tmp_path: Path) -> None:
+    """In an evidence folder, and in a log of its own."""
+    script = good()
+    lend(script)
+    log = tmp_path / "target.qmp.jsonl"
+    log.write_text("".join(f"{event}\n" for event in script.events["target"]))
+    heard: queue.SimpleQueue[Violation] = queue.SimpleQueue()
+    with Online(log if alone else tmp_path, heard.put) as online:
+        with log.open("a") as growing:
+            growing.write(f"{qmp(script.now_ns + 9 * STEP_NS, 'MIGRATION', 'failed')}\n")
+        told = heard.get(timeout=DEADLINE_S)
+    assert (told.id, online.complaint) == ("SM-4", "")
 
 
 def test_of_a_good_migration_nothing_is_told_but_its_end(tmp_path: Path) -> None:

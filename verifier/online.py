@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Judges what is still being written: an evidence folder, a capture, a journal or a trace log that grows.
+"""Judges what is still being written: an evidence folder, a capture, a journal or a log of QEMU's that grows.
 
 The same decoders and invariants as in `check` hear the same observations, as they come; what can only be told
 at the end (`at_end`) is left to `check`. Each file is read in its own order. Between files there is no such
@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ import msgspec
 from mockdev.errors import VfmigError
 from verifier.capture.growing import GrowingCapture, open_growing
 from verifier.capture.opening import CaptureError
-from verifier.check import CAPTURE_NAMES, JOURNAL_NAMES, LOG_NAMES, evidence_of
+from verifier.check import CAPTURE_NAMES, JOURNAL_NAMES, LOG_NAMES, QMP_NAMES, evidence_of
 from verifier.history.facts import Facts
 from verifier.history.growing import GrowingFile, GrowingLines
 from verifier.history.history import History
+from verifier.history.qmp import QmpReader
+from verifier.history.traces import TraceReader
 from verifier.invariants import INVARIANTS
 from verifier.invariants.judge import Judge
 from verifier.invariants.passport import Invariant
@@ -56,6 +59,14 @@ class Message(msgspec.Struct, omit_defaults=True):
 
 class Enough(Exception):
     """The following is to end."""
+
+
+def files_of(folder: Path) -> list[GrowingFile]:
+    """The journals and logs of an evidence folder, there or still to come."""
+    files = [GrowingFile(folder / name) for name in JOURNAL_NAMES]
+    for names, reader in ((LOG_NAMES, TraceReader), (QMP_NAMES, QmpReader)):
+        files += [GrowingFile(folder / name, partial(reader, role=name.partition(".")[0])) for name in names]
+    return files
 
 
 class Follower:
@@ -96,14 +107,13 @@ class Follower:
 
     def _parts(self, path: Path) -> tuple[Path | None, list[GrowingFile]]:
         if self._folder:
-            files = [GrowingFile(path / name) for name in JOURNAL_NAMES]
-            files += [GrowingFile(path / name, name.partition(".")[0]) for name in LOG_NAMES]
-            return path / CAPTURE_NAMES[0], files
+            return path / CAPTURE_NAMES[0], files_of(path)
         while not path.stat().st_size:
             self._wait(LOOK_S)
         evidence = evidence_of(path)
         files = [GrowingFile(journal) for journal in evidence.journals]
-        files += [GrowingFile(log, role) for role, log in evidence.logs.items()]
+        files += [GrowingFile(log, TraceReader) for log in evidence.logs.values()]
+        files += [GrowingFile(log, QmpReader) for log in evidence.events.values()]
         return (path if evidence.captures else None), files
 
     def _open(self) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Journals and trace logs that are still being written, as the lines of one time line."""
+"""Journals and logs of QEMU that are still being written, as the lines of one time line."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,6 @@ from verifier.capture.opening import CaptureError, open_file
 from verifier.history.journals import JournalReader
 from verifier.history.merge import Lines
 from verifier.history.observation import Said
-from verifier.history.traces import TraceReader
 
 _PIECE_BYTES = 1 << 20  # read at once; a longer line is none
 _LINES_MAX = 1 << 14  # of one file, that wait for their turn
@@ -30,14 +29,16 @@ class Reader(Protocol):
 class GrowingFile:
     """One file, from its start; it need not be there yet. problem: why it is read no further, or "".
 
-    traced: whose trace log it is ("": that of whom its events tell); None: a journal.
+    read: what makes a reader of its lines when it is there. A journal must have nothing but lines of a
+    journal; of a log, whatever is no event is passed over.
     """
 
-    def __init__(self, path: Path, traced: str | None = None) -> None:
+    def __init__(self, path: Path, read: Callable[[Path], Reader] = JournalReader) -> None:
         self.path = path
         self.problem = ""
         self.waiting: deque[Said] = deque()
-        self._traced = traced
+        self._read = read
+        self._strict = read is JournalReader
         self._file = -1
         self._offset = 0
         self._reader: Reader | None = None
@@ -70,8 +71,7 @@ class GrowingFile:
             if self._file < 0:
                 return False
         if self._reader is None:
-            journal = self._traced is None
-            self._reader = JournalReader(self.path) if journal else TraceReader(self.path, self._traced or "")
+            self._reader = self._read(self.path)
         before = self._offset
         for raw, offset in self._whole_lines(os.pread(self._file, _PIECE_BYTES, before)):
             said = self._reader.read(raw, offset)
@@ -85,13 +85,13 @@ class GrowingFile:
         while stop := data.find(b"\n", start) + 1:
             raw = data[start:stop]
             # A journal is written into zeros, and the bytes of a line may become visible in any order.
-            if self._traced is None and b"\0" in raw:
+            if self._strict and b"\0" in raw:
                 break
             yield raw, self._offset
             self._offset += len(raw)
             start = stop
         if not start and len(data) == _PIECE_BYTES and b"\n" not in data and b"\0" not in data:
-            if self._traced is None:
+            if self._strict:
                 raise CaptureError(f"{self.path}, at byte {self._offset}: not a journal line: it has no end")
             self._offset += len(data)
 

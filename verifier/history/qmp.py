@@ -51,29 +51,44 @@ def read_events(path: Path, role: str = "") -> Iterator[Said]:
 
     A last line that is cut is none. CaptureError as open_file. No more than one line is in memory.
     """
-    role = role or _role_of(path)
-    for offset, size, event in _events(path):
-        yield Said(role, event, str(path), offset, size, QMP_LOG)
+    reader = QmpReader(path, role)
+    for raw, offset in _lines(path):
+        said = reader.read(raw, offset)
+        if said is not None:
+            yield said
+
+
+class QmpReader:
+    """Makes events of a log out of its lines, one after the other. role: as of read_events."""
+
+    def __init__(self, path: Path, role: str = "") -> None:
+        self._path = path
+        self._role = role or _role_of(path)
+
+    def read(self, raw: bytes, offset: int) -> Said | None:
+        """The event in the line that stands at `offset`."""
+        event = _parse(raw)
+        return None if event is None else Said(self._role, event, str(self._path), offset, len(raw), QMP_LOG)
 
 
 def _role_of(path: Path) -> str:
     """The end that the first event of a source tells; of none, the target's."""
-    for _, _, event in _events(path):
-        if event.event == "MIGRATION_PASS" or event.value in _SOURCES:
+    for raw, _ in _lines(path):
+        event = _parse(raw)
+        if event is not None and (event.event == "MIGRATION_PASS" or event.value in _SOURCES):
             return "source"
     return "target"
 
 
-def _events(path: Path) -> Iterator[tuple[int, int, QmpEvent]]:
+def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Each whole line that is not overlong, and its offset."""
     offset = 0
     inside = False  # an overlong line
     with open_file(path) as file:
         while raw := file.readline(LINE_BYTES_MAX):
             whole = raw.endswith(b"\n")
             if whole and not inside:
-                event = _parse(raw)
-                if event is not None:
-                    yield offset, len(raw), event
+                yield raw, offset
             inside = not whole
             offset += len(raw)
 
