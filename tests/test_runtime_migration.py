@@ -14,6 +14,7 @@ from mockdev.lab.migration import Cancel, run_migration
 from mockdev.runtime import slot
 from mockdev.runtime.config import MigrationConfig
 from tests.endpoints import SMALL, lines, migrate
+from verifier.bench.cap import CONFIG_BYTES
 
 KIB = 1 << 10
 
@@ -177,16 +178,18 @@ def test_over_the_cap_fails_cleanly_on_both_sides(tmp_path: Path) -> None:
     assert not outcome.target.runs
 
 
-def test_a_cap_of_one_buffer_is_enough_for_one_in_flight(tmp_path: Path) -> None:
-    outcome = migrate(
-        tmp_path,
-        vfs=1,
-        channels=1,
-        state_bytes=64 * KIB,
-        buffer_bytes=16 * KIB,
-        queue_cap_bytes=16 * KIB,
-    )
+def test_a_cap_of_all_that_comes_is_enough_however_late_it_is_loaded(tmp_path: Path) -> None:
+    """No smaller one is, however few are in flight: the sockets hold more, and a target begins to load when
+    SWITCHOVER_START has come, which buffers overtake, for it comes on another connection.
+    """
+    shape: dict[str, object] = {"vfs": 1, "channels": 1, "profile": "opaque", "load_late": True}
+    shape |= {"state_bytes": 64 * KIB, "buffer_bytes": 16 * KIB}
+    cap = 64 * KIB + CONFIG_BYTES
+    outcome = migrate(tmp_path / "all", queue_cap_bytes=cap, **shape)
     assert outcome.outcome == "completed", outcome
+    outcome = migrate(tmp_path / "less", queue_cap_bytes=cap - 1, **shape)
+    assert outcome.outcome == "failed-clean", outcome
+    assert f"over the cap of {cap - 1}" in outcome.target.error
 
 
 def test_cancel_brings_both_down(tmp_path: Path) -> None:
