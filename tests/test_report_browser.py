@@ -50,6 +50,11 @@ def readout(browser: Browser) -> str:
     return said
 
 
+def chosen(browser: Browser) -> int:
+    """The number of the chosen item in its lane."""
+    return int(browser.run("return pictures[0].item"))
+
+
 def violated(folder: Path) -> Path:
     script = good()
     CANARIES["DS-3"](script)
@@ -93,8 +98,20 @@ def test_keys_move_the_view_and_choose_lanes_and_items(browser: Browser, tmp_pat
     assert readout(browser).startswith("Lane migration target, marks")
     browser.press("up", ".")
     view(browser)
-    assert int(browser.run("return document.querySelector('figure').dataset.item")) >= 0
-    assert readout(browser).startswith("source at ")
+    assert chosen(browser) == 1
+    assert readout(browser) == "source at 39 ms: switchover-ack"
+    browser.press(",")  # the one before, out of sight until now
+    assert view(browser)[0] < 0 < start
+    assert chosen(browser) == 0
+    assert readout(browser) == "source at 0 µs: begins"
+    browser.press(",")
+    assert chosen(browser) == 0
+    browser.press("0", "up", ".")  # of what is in sight, the first
+    view(browser)
+    assert chosen(browser) == 0
+    browser.press(*"." * 9)
+    view(browser)
+    assert readout(browser) == "source at 113 ms: ends: completed, may not run the VM"
     browser.press("d")
     assert view(browser) != pytest.approx((start, end))
     browser.press("0")
