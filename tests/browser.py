@@ -42,9 +42,9 @@ class Browser:
         answer = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{answer['sessionId']}"
 
-    def open(self, path: Path) -> None:
-        """Load a file, until its load event."""
-        self._post("/url", {"url": path.resolve().as_uri()})
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address, until its load event."""
+        self._post("/url", {"url": page if isinstance(page, str) else page.resolve().as_uri()})
 
     def size(self, width: int, height: int, *, dark: bool = False) -> None:
         """The viewport in CSS pixels, and the colours that the reader prefers."""
@@ -65,7 +65,11 @@ class Browser:
             "const step = () => { const got = ask(); if (got) done(got); else requestAnimationFrame(step); };"
             "step();"
         )
-        return self._post("/execute/async", {"script": wait, "args": [script]})
+        return self.wait_for(wait, script)
+
+    def wait_for(self, script: str, *arguments: object) -> Any:
+        """What a function body gives to its last argument, whenever it does."""
+        return self._post("/execute/async", {"script": script, "args": list(arguments)})
 
     def press(self, *keys: str) -> None:
         """Type keys, by their name in KEYS or as they are, at whatever has the focus."""

@@ -2,14 +2,15 @@
 """A picture as Chrome trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
 A process for each end and for the wire, a thread for each lane, a counter for each queue. Times are us since
-the picture's first; what it left out, this leaves out too.
+the picture's first; what it left out, this leaves out too. Items that begin together, as the sections of one
+segment do, stand a ns apart, in their order: Perfetto stacks slices that begin together, however many.
 
 Source: "Trace Event Format" (Chromium); Perfetto src/trace_processor/importers/json/json_trace_parser_impl.cc
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from verifier.report.downtime import Part
@@ -66,18 +67,19 @@ def _row(picture: Picture, row: Row, lane: tuple[int, int]) -> Iterator[Event]:
                 yield _counter(picture, lane, name, time_ns, top)
             yield _counter(picture, lane, name, time_ns, last)
     elif isinstance(track, Bands):
-        ends = [*track.starts[1:], picture.last_ns]
-        for start, end, word in zip(track.starts, ends, track.words, strict=True):
+        starts = list(_apart(track.starts))
+        ends = [*starts[1:], max(starts[-1], picture.last_ns)] if starts else []
+        for start, end, word in zip(starts, ends, track.words, strict=True):
             yield _slice(picture, lane, start, end, word, {})
     elif isinstance(track, Marks):
-        for time_ns, text in zip(track.times, track.texts, strict=True):
-            yield _event("i", picture, lane, time_ns, text) | {"s": "p"}
+        for time_ns, text in zip(_apart(track.times), track.texts, strict=True):
+            yield _event("i", picture, lane, time_ns, text) | {"s": "t"}
 
 
 def _bars(picture: Picture, bars: Bars, lane: tuple[int, int]) -> Iterator[Event]:
     """Slices of one thread must nest, so none reaches beyond the start of the next."""
-    last = len(bars) - 1
-    for i in range(len(bars)):
+    starts = [*_apart(bars.starts)]
+    for i, start in enumerate(starts):
         word = picture.words[bars.words[i]]
         args: dict[str, Any] = {"bytes": bars.sizes[i]}
         if bars.counts[i] > 1:
@@ -88,8 +90,18 @@ def _bars(picture: Picture, bars: Bars, lane: tuple[int, int]) -> Iterator[Event
             args["offset"] = bars.offsets[i]
         if word.device:
             args["device"] = word.device
-        end = bars.ends[i] if i == last else min(bars.ends[i], bars.starts[i + 1])
-        yield _slice(picture, lane, bars.starts[i], end, word.text, args)
+        end = max(start, bars.ends[i])
+        if i + 1 < len(starts):
+            end = min(end, starts[i + 1])
+        yield _slice(picture, lane, start, end, word.text, args)
+
+
+def _apart(starts: Iterable[int]) -> Iterator[int]:
+    """Times in order, each later than the one before."""
+    at: int | None = None
+    for start in starts:
+        at = start if at is None else max(start, at + 1)
+        yield at
 
 
 def _slice(
