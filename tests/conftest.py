@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import signal
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
-settings.register_profile("quick", max_examples=20, deadline=None)
-settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("night", max_examples=5000, deadline=None, stateful_step_count=100, print_blob=True)
+# Not what tells what else would fail alike: for a state machine that takes ten times as long as to shrink.
+_PHASES = set(Phase) - {Phase.explain}
+_BASE = settings(deadline=None, print_blob=True, phases=_PHASES)
+settings.register_profile("quick", _BASE, max_examples=20)
+settings.register_profile("ci", _BASE, max_examples=100, derandomize=True)
+settings.register_profile("night", _BASE, max_examples=5000, stateful_step_count=100)
 settings.load_profile(os.environ.get("VFMIG_HYPOTHESIS", "ci"))
 
 # A shell that starts us in the background (`&`, nohup) has these ignored, and all that we start with us.

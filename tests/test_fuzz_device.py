@@ -5,16 +5,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import initialize, invariant
 
 from mockdev.device.device import Device, Precopy
 from mockdev.device.faults import NO_FAULTS, ArcFault, ByteFault, Faults
@@ -24,13 +18,32 @@ from mockdev.device.resuming import ResumeFile
 from mockdev.device.saving import Plan, SaveFile
 from mockdev.device.timing import OPAQUE, UNLIMITED, Firmware
 from mockdev.errors import DeviceError
-from mockdev.vfio.uapi import State
+from mockdev.vfio.uapi import MigrationFlags, State
+from tests.machines import Machine
 from tests.test_vfio_fsm import NAMES, SAVING, shortest
 from verifier.fuzz.strategies import plans, profiles
 
 STATE = struct.pack(">300H", *range(300))  # no two places of it look alike
+OTHER = STATE[::-1]
 STATES = {name: state for state, name in NAMES.items()}
 BEFORE_STOP = {"pre-copy", "pre-copy-p2p"}
+
+
+def fine_plans(state_bytes: int) -> st.SearchStrategy[Plan]:
+    """Plans with many chunks, and several images before the stop."""
+    size = st.integers(20, 150)
+    return st.builds(Plan, st.just(0) | st.integers(200, state_bytes - 1), size, size, size)
+
+
+def arc_faults(states: Sequence[str]) -> st.SearchStrategy[ArcFault]:
+    """The arc to one of these states fails: before it, after it or for good; or it takes long."""
+    return st.builds(
+        lambda there, how: ArcFault(
+            STATES[there], errno.EIO if how != "slow" else 0, how == "after", how == "for good", 1000
+        ),
+        st.sampled_from([name for name in states if name != "error"]),
+        st.sampled_from(("slow", "before", "after", "for good")),
+    )
 
 
 class Saving:
@@ -57,24 +70,45 @@ class Saving:
         return out
 
 
-class DeviceMachine(RuleBasedStateMachine):
-    """Walks, reads, writes, questions, resets and faults in any order."""
+class DeviceMachine(Machine):
+    """Walks, reads, writes, questions, resets and faults in any order, on a device with and without P2P."""
 
     @initialize(
-        plan=plans(len(STATE)),
+        plan=plans(len(STATE)) | fine_plans(len(STATE)),
         profile=st.sampled_from((UNLIMITED, OPAQUE)) | profiles(),
+        p2p=st.integers(0, 3).map(bool),
     )
-    def make(self, plan: Plan, profile: Profile) -> None:
+    def make(self, plan: Plan, profile: Profile, p2p: bool) -> None:
         self.now = 0
         self.plan = plan
         self.records = profile.records
-        self.device = Device("vf0", bytearray(STATE), Firmware(profile), plan=plan)
+        flags = MigrationFlags.STOP_COPY
+        flags |= MigrationFlags.P2P if p2p else MigrationFlags(0)
+        flags |= MigrationFlags.PRE_COPY if plan.precopy_bytes else MigrationFlags(0)
+        self.device = Device("vf0", bytearray(STATE), Firmware(profile), plan=plan, flags=flags)
+        self.states = [name for name in sorted(STATES) if shortest("running", name, flags) or name == "error"]
         self.state = "running"
+        self.walked: list[str] = []  # single arcs of the last walk, as they were told
+        self.device.on_arc = lambda _ns, _here, there: self.walked.append(NAMES[there])
         self.saving: Saving | None = None
         self.resume: ResumeFile | None = None
-        self.incoming = b""
+        self.incoming = b""  # what was loaded in this session
         self.image = STATE
         self.old: list[SaveFile | ResumeFile] = []
+
+    def possible(self) -> list[str]:
+        steps = ["walk"] * 3
+        if self.saving is not None and self.state != "error":
+            steps += ["read"] * 6
+            steps += ["ask_what_is_left"] * (1 + 2 * (self.state in BEFORE_STOP))
+            steps += ["break_the_session"] * (not self.saving.failed and not self.saving.whole)
+            steps += ["stop_it"] * 3 * (self.saving.failed and self.state in BEFORE_STOP)
+            steps += ["read_to_the_end"] * (self.state == "stop-copy")
+        if self.resume is not None and self.state != "error" and len(self.incoming) < len(STATE):
+            steps += ["load"] * 3
+        steps += ["wait"]
+        steps += ["use_an_old_file"] * bool(self.old)
+        return [*steps, "ask_for_the_size", "release", "reset"]
 
     # -- helpers -------------------------------------------------------------------------------------
 
@@ -96,49 +130,60 @@ class DeviceMachine(RuleBasedStateMachine):
             return error.errno, None
 
     def leave_file(self) -> None:
-        """The sessions of the model are over."""
+        """The sessions of the model are over; what was loaded is the state from now on."""
         if self.saving is not None:
             self.old.append(self.saving.file)
             self.saving = None
         if self.resume is not None:
             self.old.append(self.resume)
             self.resume = None
+            self.image = self.incoming or self.image
 
     # -- walks ---------------------------------------------------------------------------------------
 
-    def expect(self, target: str, faulty: str) -> tuple[int, bool]:
-        """Walk the model: the errno to come, and whether the last arc opens a file."""
+    def expect(self, target: str, fault: ArcFault | None) -> tuple[int, bool, list[str]]:
+        """Walk the model: the errno to come, whether the last arc opens a file, and the arcs."""
         ways = shortest(self.state, target, self.device.flags)
+        arcs: list[str] = []
         if target == "error" or not ways:
-            return errno.EINVAL, False
+            return errno.EINVAL, False, arcs
         opened = False
         for step in ways[0]:
             here = self.state
-            if step == faulty:
-                return errno.EIO, False
-            leaves = here in SAVING and step not in SAVING
-            if here == "resuming" or leaves:
+            fails = fault is not None and STATES[step] is fault.to and fault.errno
+            if fails and fault is not None and not fault.after:
+                if fault.to_error:
+                    self.state = "error"
+                    arcs.append("error")
+                return errno.EIO, False, arcs
+            if here == "resuming" or (here in SAVING and step not in SAVING):
                 failed = self.saving is not None and self.saving.failed and here in BEFORE_STOP
-                if here == "resuming" and self.resume is not None and self.resume.loaded_bytes:
-                    self.image = bytes(self.device.memory[: self.resume.loaded_bytes])
                 self.leave_file()
                 if failed:  # the driver tells it to whoever leaves PRE_COPY, once
-                    return errno.EIO, False
+                    return errno.EIO, False, arcs
             dead = self.saving is None or self.saving.failed
             if here in BEFORE_STOP and step == "stop-copy" and dead:
-                return errno.ENODEV, False
+                return errno.ENODEV, False, arcs
             opened = (step in SAVING and here not in SAVING) or step == "resuming"
             self.state = step
-        return 0, opened
+            arcs.append(step)
+            if fails:
+                return errno.EIO, False, arcs
+        return 0, opened, arcs
 
-    @rule(there=st.sampled_from(sorted(STATES)), faulty=st.sampled_from(("", "", "", *sorted(STATES))))
-    def walk(self, there: str, faulty: str) -> None:
-        if faulty:
-            self.device.faults = Faults(arcs=(ArcFault(STATES[faulty], errno.EIO),))
-        expected, opens = self.expect(there, faulty)
+    def walk(self, data: st.DataObject) -> None:
+        there = data.draw(st.sampled_from((*self.states, "stop-copy", "stop-copy", "resuming")))
+        fault = data.draw(st.none() | st.none() | arc_faults(self.states))
+        self.walk_to(there, fault)
+
+    def walk_to(self, there: str, fault: ArcFault | None = None) -> None:
+        self.device.faults = Faults(arcs=(fault,) if fault else ())
+        expected, opens, arcs = self.expect(there, fault)
+        self.walked.clear()
         number, file = self.tried(lambda now: self.device.set_state(now, STATES[there]))
         self.device.faults = NO_FAULTS
         assert number == expected
+        assert self.walked == arcs
         assert (file is not None) == opens
         if isinstance(file, SaveFile):
             self.saving = Saving(file, records=self.records)
@@ -146,56 +191,78 @@ class DeviceMachine(RuleBasedStateMachine):
             self.resume = file
             self.incoming = b""
 
-    @rule()
-    def reset(self) -> None:
-        if self.state == "resuming" and self.resume is not None and self.resume.loaded_bytes:
-            self.image = bytes(self.device.memory[: self.resume.loaded_bytes])
+    def stop_it(self, _data: st.DataObject) -> None:
+        self.walk_to("stop-copy")
+
+    def reset(self, _data: st.DataObject) -> None:
         self.call(self.device.reset)
         self.leave_file()
         self.state = "running"
 
+    def release(self, data: st.DataObject) -> None:
+        """A data file is closed, or the device with all its files."""
+        file = self.saving.file if self.saving is not None else self.resume
+        if file is not None and data.draw(st.booleans()):
+            self.device.release(self.now, file)
+        else:
+            self.device.close(self.now)
+            self.state = "running"
+        self.leave_file()
+
     # -- reading -------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.saving is not None)
-    @rule(size=st.integers(1, 400), patient=st.booleans())
-    def read(self, size: int, patient: bool) -> None:
+    def read(self, data: st.DataObject) -> None:
+        size = data.draw(st.integers(1, 400) | st.just(len(STATE)))
+        self.read_some(size, patient=data.draw(st.booleans()))
+
+    def read_some(self, size: int, *, patient: bool) -> None:
         saving = self.saving
         assert saving is not None
         number, views = self.tried(lambda now: saving.file.read(now, size), patient=patient)
         if saving.failed:
             assert number == errno.ENODEV
+        elif number == errno.EINVAL:  # where one byte is all there is, none of it can go before the stop
+            assert self.state in BEFORE_STOP
+            assert len(self.image) == 1
+            saving.failed = True
         elif number:  # the pause: only before the stop, and nothing is lost by it
             assert number == errno.ENOMSG
             assert self.state in BEFORE_STOP
         elif isinstance(views, list) and views:
             assert not saving.whole
-            data = b"".join(views)
-            assert 1 <= len(data) <= size
-            saving.read += data
+            piece = b"".join(views)
+            assert 1 <= len(piece) <= size
+            saving.read += piece
             assert self.image.startswith(saving.payload)  # each byte once and in order
         elif views == []:
             assert self.state == "stop-copy"
             assert saving.payload == self.image
             saving.whole = True
         else:
+            assert not patient
             assert isinstance(views, NotYet)
             assert views.ready_ns > self.now
 
-    @precondition(lambda self: self.saving is not None and not self.saving.failed and not self.saving.whole)
-    @rule()
-    def break_the_session(self) -> None:
+    def read_to_the_end(self, _data: st.DataObject) -> None:
+        assert self.saving is not None
+        for _ in range(3 * len(STATE)):
+            self.read_some(len(STATE), patient=True)
+            if self.saving.whole or self.saving.failed:
+                return
+        raise AssertionError("it has no end")
+
+    def break_the_session(self, _data: st.DataObject) -> None:
         saving = self.saving
         assert saving is not None
         self.device.faults = Faults(read=ByteFault(saving.file.position, errno.EIO))
-        number, _ = self.tried(lambda now: saving.file.read(now, 8))
+        number, views = self.tried(lambda now: saving.file.read(now, 8))
         self.device.faults = NO_FAULTS
         # Nothing to read, before the stop or at the end: then nothing fails.
         assert number in (errno.EIO, errno.ENOMSG, 0)
+        assert number or views == []
         saving.failed = number == errno.EIO
 
-    @precondition(lambda self: self.saving is not None)
-    @rule()
-    def ask_what_is_left(self) -> None:
+    def ask_what_is_left(self, _data: st.DataObject) -> None:
         saving = self.saving
         assert saving is not None
         number, answer = self.tried(lambda now: self.device.precopy_info(now, saving.file))
@@ -207,63 +274,80 @@ class DeviceMachine(RuleBasedStateMachine):
             assert isinstance(answer, Precopy)
             assert not answer.reinit
             # Never more than what is left of the share that may go before the stop, and headers.
-            left = max(0, self.plan.precopy_bytes - len(saving.payload))
+            left = max(0, min(self.plan.precopy_bytes, len(self.image)) - len(saving.payload))
             assert 0 <= answer.initial_bytes + answer.dirty_bytes <= left + 24 + 2 * 16
 
     # -- writing -------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.resume is not None and not self.incoming)
-    @rule(size=st.integers(1, len(STATE)))
-    def load(self, size: int) -> None:
-        """A whole image, of one record."""
+    def load(self, data: st.DataObject) -> None:
+        """The next piece of another image, as a record of its own, in one write or two."""
+        size = data.draw(st.integers(1, len(STATE) - len(self.incoming)))
         file = self.resume
         assert file is not None
-        head = struct.pack("<QII", size, 0, 0) if self.records else b""
-        self.incoming = head + STATE[::-1][:size]
-        rest = memoryview(self.incoming)
-        while rest:
-            wrote = file.write(self.now, rest)
-            rest = rest[wrote.consumed :]
-            self.now = max(self.now, wrote.ready_ns)
+        piece = OTHER[len(self.incoming) :][:size]
+        stream = (struct.pack("<QII", size, 0, 0) if self.records else b"") + piece
+        # Without records each write is a LOAD: it is not cut.
+        cut = data.draw(st.integers(0, len(stream))) if self.records else 0
+        for begin, end in ((0, cut), (cut, len(stream))):
+            rest = memoryview(stream)[begin:end]
+            while rest:
+                wrote = file.write(self.now, rest)
+                assert wrote.consumed or wrote.ready_ns > self.now
+                rest = rest[wrote.consumed :]
+                self.now = max(self.now, wrote.ready_ns)
+            assert file.inside_record == (0 < end < len(stream))
         file.write(self.now, memoryview(b""))
-        assert file.loaded_bytes == size
-        assert not file.inside_record
+        self.incoming += piece
+        assert file.loaded_bytes == len(self.incoming)
 
-    # -- at all times --------------------------------------------------------------------------------
+    # -- at all times, and at the end ----------------------------------------------------------------
 
-    @rule(ns=st.integers(0, 2_000_000))
-    def wait(self, ns: int) -> None:
-        self.now += ns
+    def wait(self, data: st.DataObject) -> None:
+        self.now += data.draw(st.integers(0, 2_000_000))
 
-    @precondition(lambda self: self.old)
-    @rule(data=st.data())
     def use_an_old_file(self, data: st.DataObject) -> None:
-        file = data.draw(st.sampled_from(self.old))
+        file = self.old[data.draw(st.integers(0, len(self.old) - 1))]
         number, _ = self.tried(
             lambda now: file.read(now, 5) if isinstance(file, SaveFile) else file.write(now, memoryview(b"x"))
         )
         assert number == errno.ENODEV
 
-    @rule()
-    def ask_for_the_size(self) -> None:
-        assert self.call(self.device.data_size) == len(self.device.image)
+    def ask_for_the_size(self, _data: st.DataObject) -> None:
+        assert self.call(self.device.data_size) == len(self.image)
 
     @invariant()
     def the_state_is_the_models(self) -> None:
-        if hasattr(self, "device"):
-            assert NAMES[self.device.state] == self.state
+        assert NAMES[self.device.state] == self.state
+
+    @invariant()
+    def nothing_but_a_load_changes_the_image(self) -> None:
+        if self.resume is None:
+            assert self.device.image == self.image
 
     @invariant()
     def never_more_than_two_chunks_ahead(self) -> None:
-        saving: Saving | None = getattr(self, "saving", None)
-        if saving is not None and not saving.failed:
-            assert saving.file.chunks_ahead <= 2
+        if self.saving is not None and not self.saving.failed:
+            assert self.saving.file.chunks_ahead <= 2
 
     @invariant()
     def sessions_are_counted(self) -> None:
-        if hasattr(self, "device"):
-            open_ones = (self.saving is not None) + (self.resume is not None)
-            assert self.device.firmware.sessions == open_ones
+        open_ones = (self.saving is not None) + (self.resume is not None)
+        assert self.device.firmware.sessions == open_ones
+
+    def finish(self) -> None:
+        """Whatever was done to it: after a reset it can be saved whole, and takes another state."""
+        nothing: st.DataObject = None  # type: ignore[assignment]
+        self.reset(nothing)
+        if self.plan.precopy_bytes and len(self.image) > 1:
+            self.walk_to("pre-copy")
+            self.read_some(len(STATE), patient=True)
+            self.ask_what_is_left(nothing)
+            self.read_some(len(STATE), patient=True)
+        self.walk_to("stop-copy")
+        self.read_to_the_end(nothing)
+        assert self.saving is not None
+        assert self.saving.whole
+        self.walk_to("running")
 
 
 TestDevice = DeviceMachine.TestCase

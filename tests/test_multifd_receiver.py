@@ -6,119 +6,215 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant
 
 from mockdev.errors import LocalProtocolError, RemoteProtocolError
 from mockdev.multifd.assembly import Buffer
 from mockdev.multifd.receiver import LoadJob, LoadPlan
+from tests.machines import Machine
 
 DEVICES = ("vf0", "vf1", "vf2")
 LAST = 6
+ALL = {(device, idx) for device in range(len(DEVICES)) for idx in range(LAST + 1)}
 
 
-class Loading(RuleBasedStateMachine):
-    """Buffers of three devices in any order; loads begin and end at any time, several at once.
+class Loading(Machine):
+    """Buffers of three devices in any order, right and wrong ones; loads begin and end at any time.
+
+    Several devices load at once. Buffer `idx` of a device has idx + 1 bytes, the last is its config.
 
     cap: what a device may have queued, config buffer included; over it nothing is taken, not even by a hair.
+    late: nothing is loaded before everything is here. ahead: how far ahead of the next a buffer may be.
+    doubled: at the end all come a second time whole, as from a peer whose heads nobody looked at.
     """
 
-    @initialize(cap=st.none() | st.integers(LAST + 1, 2 * LAST))
-    def make(self, cap: int | None) -> None:
+    @initialize(
+        cap=st.none() | st.integers(LAST + 1, 2 * LAST),
+        late=st.integers(0, 3).map(lambda drawn: drawn == 1),
+        ahead=st.sampled_from((100, LAST - 2, LAST - 1)),
+        doubled=st.integers(0, 3).map(lambda drawn: drawn == 1),
+    )
+    def make(self, cap: int | None, late: bool, ahead: int, doubled: bool) -> None:
         self.cap = cap
-        self.plan: LoadPlan[None] = LoadPlan(DEVICES, cap)
-        self.left = {(d, idx) for d in range(len(DEVICES)) for idx in range(LAST + 1)}
-        self.jobs: dict[int, LoadJob[None]] = {}
-        self.loaded: list[list[int]] = [[] for _ in DEVICES]
-        self.sizes = [0] * len(DEVICES)
-        self.most = [0] * len(DEVICES)
+        self.doubled = doubled
+        self.late = late
+        self.ahead = ahead
+        self.plan: LoadPlan[None] = LoadPlan(DEVICES, cap, ahead, late=late)
+        self.started = False
         self.announced: set[tuple[int, int]] = set()
+        self.came: set[tuple[int, int]] = set()
+        self.jobs: dict[int, LoadJob[None]] = {}
+        self.writing: set[int] = set()  # of those, not yet written
+        self.loaded: list[list[int]] = [[] for _ in DEVICES]
+        self.queued = [0] * len(DEVICES)
+        self.most = [0] * len(DEVICES)
+        self.total_most = 0
+        self.furthest = [0] * len(DEVICES)
 
-    @precondition(lambda self: self.left - self.announced)
-    @rule(data=st.data())
+    def possible(self) -> list[str]:
+        steps = ["take"]
+        steps += ["receive"] * 3 * (len(self.came) < len(ALL))
+        steps += ["announce"] * bool(ALL - self.announced)
+        steps += ["write"] * 2 * bool(self.writing)
+        steps += ["end_load"] * 2 * bool(self.jobs.keys() - self.writing)
+        steps += ["announce_wrongly"]
+        steps += ["start"] * (4 - 3 * self.started)
+        return steps
+
+    # -- what arrives --------------------------------------------------------------------------------
+
+    def taken(self, device: int) -> int:
+        """How many of its buffers have been taken to be loaded."""
+        return len(self.loaded[device]) + (device in self.jobs)
+
+    def is_wrong(self, device: int, idx: int, *, config: bool) -> bool:
+        """Whether these heads may not come now."""
+        highest = max((i for d, i in self.came if d == device), default=-1)
+        last_came = (device, LAST) in self.came
+        return (
+            (device, idx) in self.announced
+            or idx > self.taken(device) + self.ahead
+            or (last_came and (config or idx > LAST))
+            or (config and idx < highest)
+        )
+
     def announce(self, data: st.DataObject) -> None:
-        device, idx = data.draw(st.sampled_from(sorted(self.left - self.announced)))
-        start = self.plan.announce(device, idx, idx + 1, config=idx == LAST)
-        before = [(device, i) in self.announced or (device, i) not in self.left for i in range(idx)]
-        assert start == (sum(range(1, idx + 1)) if all(before) else None)
-        self.announced.add((device, idx))
+        self.announce_one(*data.draw(st.sampled_from(sorted(ALL - self.announced))))
 
-    @precondition(lambda self: self.left)
-    @rule(data=st.data())
+    def announce_one(self, device: int, idx: int) -> bool:
+        """Whether it may come."""
+        if self.is_wrong(device, idx, config=idx == LAST):
+            with pytest.raises(RemoteProtocolError, match="at most"):
+                self.plan.announce(device, idx, idx + 1, config=idx == LAST)
+            return False
+        start = self.plan.announce(device, idx, idx + 1, config=idx == LAST)
+        before = all((device, earlier) in self.announced for earlier in range(idx))
+        assert start == (sum(range(1, idx + 1)) if before else None)
+        self.announced.add((device, idx))
+        return True
+
     def receive(self, data: st.DataObject) -> None:
-        device, idx = data.draw(st.sampled_from(sorted(self.left)))
-        if (device, idx) not in self.announced:
-            self.plan.announce(device, idx, idx + 1, config=idx == LAST)
-            self.announced.add((device, idx))
+        """Mostly one of the two that are next, as it is, or nothing would ever be loaded."""
+        late = sorted(ALL - self.came)
+        soon = [(d, idx) for d, idx in late if idx <= self.taken(d) + 1]
+        self.receive_one(*data.draw(st.sampled_from(soon or late) | st.sampled_from(late)))
+
+    def receive_one(self, device: int, idx: int) -> bool:
+        """Whether it was taken."""
+        if (device, idx) not in self.announced and not self.announce_one(device, idx):
+            return False
         buffer: Buffer[None] = Buffer(idx, idx + 1, idx == LAST, None)
-        queued = self.sizes[device] + idx + 1
+        queued = self.queued[device] + idx + 1
         if self.cap is not None and queued > self.cap:
             with pytest.raises(RemoteProtocolError, match=f"to {queued}, over the cap of {self.cap}"):
                 self.plan.received(device, buffer)
-            return  # as if it had not come
-        self.left.remove((device, idx))
-        self.sizes[device] = queued
+            return False  # as if it had not come
+        self.came.add((device, idx))
+        self.furthest[device] = max(self.furthest[device], idx - self.taken(device))
+        self.queued[device] = queued
         self.most[device] = max(self.most[device], queued)
+        self.total_most = max(self.total_most, sum(self.queued))
         assert self.plan.received(device, buffer) == queued
-        assert self.plan.queued_max(device) == self.most[device]
+        if all(here in self.came for here in ALL):
+            self.late = False
+        return True
 
-    @precondition(lambda self: len(self.left) < len(DEVICES) * (LAST + 1))
-    @rule(data=st.data())
-    def come_again(self, data: st.DataObject) -> None:
-        came = {(d, idx) for d in range(len(DEVICES)) for idx in range(LAST + 1)} - self.left
-        device, idx = data.draw(st.sampled_from(sorted(came)))
-        with pytest.raises(RemoteProtocolError, match=f"buffer {idx} came a second time"):
-            self.plan.announce(device, idx, idx + 1, config=idx == LAST)
+    def announce_wrongly(self, data: st.DataObject) -> None:
+        heads = [(d, i, c) for d in range(len(DEVICES)) for i in range(LAST + 3) for c in (False, True)]
+        wrong = [(d, i, c) for d, i, c in heads if self.is_wrong(d, i, config=c)]
+        if wrong:
+            device, idx, config = data.draw(st.sampled_from(wrong))
+            with pytest.raises(RemoteProtocolError, match="buffer"):
+                self.plan.announce(device, idx, idx + 1, config=config)
 
-    @rule()
-    def start(self) -> None:
-        if self.plan.started:
+    def start(self, _data: st.DataObject) -> None:
+        if self.started:
             with pytest.raises(RemoteProtocolError, match="second time"):
                 self.plan.start()
         else:
             self.plan.start()
+            self.started = True
 
-    @rule(device=st.none() | st.integers(0, len(DEVICES) - 1))
-    def take(self, device: int | None) -> None:
+    # -- loaders -------------------------------------------------------------------------------------
+
+    def take(self, data: st.DataObject) -> None:
+        self.take_for(data.draw(st.none() | st.integers(0, len(DEVICES) - 1)))
+
+    def take_for(self, device: int | None) -> bool:
+        """Whether there was something to load."""
         could = [number for number in range(len(DEVICES)) if self.could_load(number)]
         job = self.plan.take(device)
         assert (job is not None) == bool(could if device is None else device in could)
         if job is None:
-            return
+            return False
         assert job.device in could
         assert device in (None, job.device)
         assert job.buffer.idx == len(self.loaded[job.device])
         self.jobs[job.device] = job
+        self.writing.add(job.device)
+        return True
 
-    @precondition(lambda self: self.jobs)
-    @rule(data=st.data())
+    def write(self, data: st.DataObject) -> None:
+        self.write_one(data.draw(st.sampled_from(sorted(self.writing))))
+
+    def write_one(self, device: int) -> None:
+        job = self.jobs[device]
+        self.writing.remove(device)
+        self.queued[device] -= job.buffer.size
+        assert self.plan.written(job) == self.queued[device]
+
     def end_load(self, data: st.DataObject) -> None:
-        job = self.jobs.pop(data.draw(st.sampled_from(sorted(self.jobs))))
-        self.sizes[job.device] -= job.buffer.size
-        assert self.plan.written(job) == self.sizes[job.device]
+        self.end_one(data.draw(st.sampled_from(sorted(self.jobs.keys() - self.writing))))
+
+    def end_one(self, device: int) -> None:
+        job = self.jobs.pop(device)
         self.plan.loaded(job)
-        self.loaded[job.device].append(job.buffer.idx)
+        self.loaded[device].append(job.buffer.idx)
 
     def could_load(self, device: int) -> bool:
         """Whether that device's next buffer is here and nobody loads one."""
-        following = len(self.loaded[device])
-        here = following <= LAST and (device, following) not in self.left
-        return self.plan.started and device not in self.jobs and here
+        here = (device, len(self.loaded[device])) in self.came
+        return self.started and not self.late and device not in self.jobs and here
+
+    # -- at all times, and at the end ----------------------------------------------------------------
 
     @invariant()
     def complete_exactly_when_all_is_loaded(self) -> None:
-        if not hasattr(self, "plan"):
-            return
-        everything = all(len(done) == LAST + 1 for done in self.loaded)
-        assert self.plan.complete == everything
-        assert (self.plan.missing() == "") == all(
-            len(done) + (device in self.jobs) == LAST + 1 for device, done in enumerate(self.loaded)
-        )
+        assert self.plan.complete == all(len(done) == LAST + 1 for done in self.loaded)
+        everything = all(self.taken(device) == LAST + 1 for device in range(len(DEVICES)))
+        assert (self.plan.missing() == "") == everything
 
     @invariant()
     def something_can_be_loaded_if_it_is_next(self) -> None:
-        if hasattr(self, "plan"):
-            could = any(map(self.could_load, range(len(DEVICES))))
-            assert self.plan.can_load == bool(self.jobs or could)
+        could = any(map(self.could_load, range(len(DEVICES))))
+        assert self.plan.can_load == bool(self.jobs or could)
+
+    @invariant()
+    def what_is_queued_is_counted(self) -> None:
+        assert [self.plan.queued_max(device) for device in range(len(DEVICES))] == self.most
+        assert [self.plan.reorder_max(device) for device in range(len(DEVICES))] == self.furthest
+        assert (self.plan.total, self.plan.total_max) == (sum(self.queued), self.total_most)
+
+    def finish(self) -> None:
+        """If the rest comes in order and loaders go on, it completes, unless the cap or the reach ends it."""
+        if self.doubled:
+            for device, idx in sorted(self.came):
+                with pytest.raises(RemoteProtocolError, match="came a second time"):
+                    self.plan.received(device, Buffer(idx, 0, idx == LAST, None))
+            return
+        if not self.started:
+            self.start(None)  # type: ignore[arg-type]
+        moved = True
+        while moved:
+            for device in sorted(self.jobs):
+                if device in self.writing:
+                    self.write_one(device)
+                self.end_one(device)
+            moved = self.take_for(None)
+            if not moved:
+                moved = any(self.receive_one(*heads) for heads in sorted(ALL - self.came))
+            self.complete_exactly_when_all_is_loaded()
+        assert self.plan.complete or self.cap is not None or self.late
 
 
 TestLoading = Loading.TestCase

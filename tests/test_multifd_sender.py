@@ -3,41 +3,55 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant
 
 from mockdev.errors import LocalProtocolError
 from mockdev.multifd.sender import RamPacket, ReadDevice, SendPlan, SendRam, SendSync, Work
+from tests.machines import Machine
 
 PACKET = RamPacket("pc.ram", (0,), ())
 
 
-class Sending(RuleBasedStateMachine):
-    """Channels that work at any speed on RAM, SYNCs and devices that pause, beside the plainest model."""
+class Sending(Machine):
+    """Channels that work at any speed on RAM, SYNCs and devices that pause, held to what they owe each other.
+
+    No order is computed here: what is given out is looked at, and what is not.
+    """
 
     @initialize(channels=st.integers(1, 4), devices=st.integers(0, 3), in_flight=st.integers(1, 4))
     def make(self, channels: int, devices: int, in_flight: int) -> None:
         self.channels = channels
+        self.devices = devices
         self.in_flight = in_flight
         names = [f"vf{number}" for number in range(devices)]
         self.plan = SendPlan(names, channels, in_flight_max=in_flight, ram_queued_max=3)
         self.closed = set(range(devices))  # may become readable
-        self.turns: list[int] = []  # devices whose next buffer may be read, in order
+        self.waits: dict[int, int] = {}  # readable devices: how many turns others have had since
         self.claimed: list[list[int]] = [[] for _ in names]
         self.ended: set[int] = set()
         self.busy: dict[int, Work] = {}
-        self.reading: set[int] = set()  # channels with a turn that gave nothing yet
-        self.ram: list[RamPacket] = []
-        self.sync_left: set[int] = set()  # channels that have still to be given their SYNC
+        self.reading: dict[int, int] = {}  # devices of channels whose turn gave nothing yet
+        self.ram: deque[RamPacket] = deque()
+        self.sync_owed: set[int] = set()  # channels that have still to be given their SYNC
         self.sync_unwritten = 0
         self.numbers = 0
 
+    def possible(self) -> list[str]:
+        steps = ["queue_ram", "request_sync"]
+        steps += ["readable"] * bool(self.closed)
+        steps += ["take"] * 2 * (len(self.busy) < self.channels)
+        steps += ["end_turn"] * 2 * bool(self.reading)
+        steps += ["written"] * bool(self.busy.keys() - self.reading.keys())
+        return steps
+
     # -- the owners of RAM and devices ---------------------------------------------------------------
 
-    @rule(page=st.integers(0, 9))
-    def queue_ram(self, page: int) -> None:
-        packet = RamPacket("pc.ram", (4096 * page,), ())
+    def queue_ram(self, data: st.DataObject) -> None:
+        packet = RamPacket("pc.ram", (4096 * data.draw(st.integers(0, 9)),), ())
         if len(self.ram) == 3:
             assert not self.plan.queue_ram(packet)
         elif self.sync_unwritten:
@@ -47,55 +61,65 @@ class Sending(RuleBasedStateMachine):
             assert self.plan.queue_ram(packet)
             self.ram.append(packet)
 
-    @rule()
-    def request_sync(self) -> None:
+    def request_sync(self, _data: st.DataObject) -> None:
         if self.sync_unwritten:
             with pytest.raises(LocalProtocolError):
                 self.plan.request_sync()
             return
         self.plan.request_sync()
-        self.sync_left = set(range(self.channels))
+        self.sync_owed = set(range(self.channels))
         self.sync_unwritten = self.channels
 
-    @precondition(lambda self: self.closed)
-    @rule(data=st.data())
     def readable(self, data: st.DataObject) -> None:
         device = data.draw(st.sampled_from(sorted(self.closed)))
         self.plan.readable(device)
         self.closed.remove(device)
-        self.turns.append(device)
+        self.waits[device] = 0
 
     # -- channels ------------------------------------------------------------------------------------
 
-    @precondition(lambda self: len(self.busy) < self.channels)
-    @rule(data=st.data())
-    def take(self, data: st.DataObject) -> None:
-        channel = data.draw(st.sampled_from(sorted(set(range(self.channels)) - set(self.busy))))
+    @property
+    def may_read(self) -> bool:
         sending = sum(isinstance(work, ReadDevice) for work in self.busy.values())
-        expected: Work | None = None
-        if self.ram:  # a SYNC follows all pages that were queued before it
-            expected = SendRam(self.numbers, self.ram.pop(0))
-        elif channel in self.sync_left:
-            self.sync_left.remove(channel)
-            expected = SendSync(self.numbers)
-        elif self.turns and sending < self.in_flight:
-            expected = ReadDevice(self.turns.pop(0))
-            self.reading.add(channel)
-        assert self.plan.take(channel) == expected
-        if expected is not None:
-            self.busy[channel] = expected
-            self.numbers += not isinstance(expected, ReadDevice)
+        return bool(self.waits) and sending < self.in_flight
 
-    @precondition(lambda self: self.reading)
-    @rule(data=st.data(), gives=st.sampled_from(("buffer", "last", "nothing")))
-    def end_turn(self, data: st.DataObject, gives: str) -> None:
-        self.give(data.draw(st.sampled_from(sorted(self.reading))), gives)
+    def take(self, data: st.DataObject) -> None:
+        self.take_by(data.draw(st.sampled_from(sorted(set(range(self.channels)) - set(self.busy)))))
+
+    def take_by(self, channel: int) -> bool:
+        """Whether there was work."""
+        could = self.plan.has_work
+        work = self.plan.take(channel)
+        if work is None:
+            assert not self.ram
+            assert channel not in self.sync_owed
+            assert not self.may_read
+            return False
+        assert could
+        if isinstance(work, SendRam):
+            assert work.packet is self.ram.popleft()
+        elif isinstance(work, SendSync):
+            assert not self.ram, "a SYNC follows all pages that were queued before it"
+            self.sync_owed.remove(channel)
+        else:
+            assert not self.ram
+            assert channel not in self.sync_owed
+            assert self.may_read
+            assert self.waits.pop(work.device) < self.devices, "each of the others has had its turn"
+            self.waits = {device: turns + 1 for device, turns in self.waits.items()}
+            self.reading[channel] = work.device
+        self.busy[channel] = work
+        if not isinstance(work, ReadDevice):
+            assert work.packet_num == self.numbers
+            self.numbers += 1
+        return True
+
+    def end_turn(self, data: st.DataObject) -> None:
+        channel = data.draw(st.sampled_from(sorted(self.reading)))
+        self.give(channel, data.draw(st.sampled_from(("buffer", "nothing", "buffer", "last"))))
 
     def give(self, channel: int, gives: str) -> None:
-        self.reading.remove(channel)
-        work = self.busy[channel]
-        assert isinstance(work, ReadDevice)
-        device = work.device
+        device = self.reading.pop(channel)
         if gives == "nothing":
             self.plan.pause(channel)
             del self.busy[channel]
@@ -108,47 +132,46 @@ class Sending(RuleBasedStateMachine):
         if gives == "last":
             self.ended.add(device)
         else:
-            self.turns.append(device)
+            self.waits[device] = 0
 
-    @precondition(lambda self: set(self.busy) - self.reading)
-    @rule(data=st.data())
     def written(self, data: st.DataObject) -> None:
-        self.written_by(data.draw(st.sampled_from(sorted(set(self.busy) - self.reading))))
+        self.written_by(data.draw(st.sampled_from(sorted(self.busy.keys() - self.reading.keys()))))
 
     def written_by(self, channel: int) -> None:
         self.plan.written(channel)
         self.sync_unwritten -= isinstance(self.busy.pop(channel), SendSync)
 
-    @precondition(lambda self: len(self.busy) < self.channels)
-    @rule(data=st.data())
-    def go_on_quickly(self, data: st.DataObject) -> None:
-        """A channel that takes work, does it and has written it before anybody else moves."""
-        before = set(self.busy)
-        self.take(data)
-        for channel in set(self.busy) - before:
-            if channel in self.reading:
-                self.give(channel, "buffer")
-            self.written_by(channel)
-
-    # -- at all times --------------------------------------------------------------------------------
+    # -- at all times, and at the end ----------------------------------------------------------------
 
     @invariant()
-    def the_plan_says_what_the_model_knows(self) -> None:
-        if not hasattr(self, "plan"):
-            return
+    def the_plan_says_what_was_done(self) -> None:
         plan = self.plan
         assert plan.synced == (self.sync_unwritten == 0)
-        assert plan.devices_sent == (len(self.ended) == len(self.claimed))
-        assert [plan.has_ended(device) for device in range(len(self.claimed))] == [
-            device in self.ended for device in range(len(self.claimed))
-        ]
-        sending = sum(isinstance(work, ReadDevice) for work in self.busy.values())
-        assert plan.has_work == bool(self.ram or self.sync_left or (self.turns and sending < self.in_flight))
+        assert plan.devices_sent == (len(self.ended) == self.devices)
+        assert {device for device in range(self.devices) if plan.has_ended(device)} == self.ended
 
     @invariant()
     def one_channel_reads_a_device_at_a_time(self) -> None:
-        turns = [self.busy[channel] for channel in getattr(self, "reading", ())]
-        assert len(turns) == len(set(turns))
+        assert len(self.reading) == len(set(self.reading.values()))
+
+    def finish(self) -> None:
+        """However it stands: if everybody goes on, all that was asked for is sent."""
+        for device in sorted(self.closed):
+            self.plan.readable(device)
+            self.waits[device] = 0
+        self.closed.clear()
+        moved = True
+        while moved:
+            for channel in sorted(self.busy):
+                if channel in self.reading:
+                    self.give(channel, "last")
+                self.written_by(channel)
+            moved = any(map(self.take_by, range(self.channels)))
+        assert not self.ram
+        assert not self.sync_owed
+        assert self.plan.synced
+        assert self.plan.devices_sent
+        assert not self.plan.has_work
 
 
 TestSending = Sending.TestCase
