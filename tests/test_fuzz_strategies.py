@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, event, given, note, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mockdev.device.faults import NO_FAULTS, Faults
@@ -20,8 +20,11 @@ from mockdev.wire.mainstream import main_channel
 from tests.drive import Cut, frames_of
 from tests.examples import examples
 from tests.test_history_decode import watch
+from tests.variations import VARIATIONS
 from verifier.fuzz.entry import Entry, read_entry, write_entry
-from verifier.fuzz.failure import Failure, examine
+from verifier.fuzz.failure import PRODUCTION, Failure, examine
+from verifier.fuzz.search import entry_of
+from verifier.fuzz.shrink import shrink
 from verifier.fuzz.strategies import (
     Stream,
     channel_streams,
@@ -34,9 +37,11 @@ from verifier.fuzz.strategies import (
     scenes,
 )
 from verifier.history.observation import Broken
+from verifier.simulation.migration import Parts
 from verifier.simulation.scene import Scene
 
 KEPT = Path("runs") / "scenes"  # where a failing example goes
+SHRINK_TRIES = 1000
 
 
 @given(configurations())
@@ -60,18 +65,47 @@ def test_faults_of_a_device_are_more_than_none_at_times(drawn: Faults) -> None:
     assert all(strike.offset >= 0 for strike in drawn.strikes)
 
 
-@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
-@given(scenes())
-def test_no_scene_fails(scene: Scene) -> None:
-    failure, came = examine(scene, record=True)
-    if failure is not None:
-        path = KEPT / "found-by-hypothesis.json"
-        write_entry(path, Entry(failure=failure, late=came.late if came else (), scene=scene))
-        note(f"vfmig fuzz --simulate --replay {path}")
-    assert failure is None
+def play(count: int, path: Path, parts: Parts = PRODUCTION) -> None:
+    """Play so many scenes. One that fails is made small, its schedule too, and kept."""
+    failing: list[tuple[Scene, Failure]] = []
+
+    @settings(max_examples=examples(count))
+    @given(scenes())
+    def hold(scene: Scene) -> None:
+        failure, came = examine(scene, parts)
+        event("no outcome" if came is None else f"{came.outcome}")
+        if failure is not None:
+            failing.append((scene, failure))
+        assert failure is None
+
+    try:
+        hold()
+    except AssertionError as error:
+        shrunk = shrink(*failing[-1], parts, SHRINK_TRIES)
+        write_entry(path, entry_of(shrunk))
+        late = "; ".join(shrunk.late) or "nobody is late"
+        raise AssertionError(f"{shrunk.failure}: {late}\nvfmig fuzz --simulate --replay {path}") from error
 
 
-@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.too_slow])
+def test_no_scene_fails() -> None:
+    play(60, KEPT / "found-by-hypothesis.json")
+
+
+def test_a_scene_that_fails_is_made_small_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    parts = VARIATIONS["does-not-wait"]
+    with pytest.raises(AssertionError) as raised:
+        play(100, path, parts)
+    entry = read_entry(path)
+    assert f"vfmig fuzz --simulate --replay {path}" in str(raised.value)
+    assert str(raised.value).startswith(str(entry.failure))
+    migration, schedule = entry.scene.migration, entry.scene.schedule
+    assert (migration.vfs, migration.channels, entry.scene.links, schedule) == (1, 1, (), ())
+    assert examine(entry.scene, parts)[0] == entry.failure
+    assert examine(entry.scene)[0] is None
+
+
+@settings(max_examples=examples(20))
 @given(scenes(troubled=False))
 def test_where_nothing_is_in_the_way_it_completes(scene: Scene) -> None:
     assert not scene.troubled

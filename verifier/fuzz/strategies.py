@@ -12,6 +12,7 @@ def test_mine(scene):
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -38,29 +39,30 @@ from mockdev.wire.structs import (
     VfioTag,
 )
 from verifier.simulation.link import LinkModel
-from verifier.simulation.scene import FREE, UUID, Break, Cancel, Scene
+from verifier.simulation.scene import FREE, LINKS, UUID, Break, Cancel, Scene
 
 _US = 1_000
-_UNBOUNDED = LinkModel.window
+_PLAIN = LinkModel()
 
 # -- configurations and scenes -----------------------------------------------------------------------------
 
 
 @st.composite
-def configurations(draw: st.DrawFn, vfs_max: int = 3, channels_max: int = 4) -> MigrationConfig:
-    """Small migrations without faults, as a simulation can play them."""
+def configurations(draw: st.DrawFn, vfs_max: int = 4, channels_max: int = 5) -> MigrationConfig:
+    """Small migrations without faults, as a simulation can play them. A device has a few buffers."""
     vfs, channels = draw(st.integers(1, vfs_max)), draw(st.integers(1, channels_max))
-    state_bytes = draw(st.integers(2, 1000))
-    precopy_bytes = draw(st.just(0) | st.integers(1, state_bytes - 1))
+    buffer_bytes = draw(st.integers(32, 300))
+    state_bytes = max(2, draw(st.integers(1, 8)) * buffer_bytes - draw(st.integers(0, buffer_bytes - 1)))
+    precopy_bytes = draw(st.just(0) | st.just(0) | st.integers(1, state_bytes - 1))
     return MigrationConfig(
         vfs=vfs,
         channels=channels,
         state_bytes=state_bytes,
-        buffer_bytes=draw(st.integers(32, 300)),
-        chunk_bytes=draw(st.integers(16, 1000)),
+        buffer_bytes=buffer_bytes,
+        chunk_bytes=draw(st.integers(16, 3 * buffer_bytes)),
         precopy_bytes=precopy_bytes,
         switchover_ack=bool(precopy_bytes) and draw(st.booleans()),
-        transfer=draw(st.sampled_from(("multifd", "main"))),
+        transfer=draw(st.sampled_from(("multifd", "multifd", "multifd", "main"))),
         dialect=draw(st.sampled_from(("10.0", "11.1"))),
         zero_pages=draw(st.sampled_from(("multifd", "legacy", "none"))),
         ram_bytes=PAGE_SIZE * draw(st.integers(1, 4)),
@@ -70,17 +72,21 @@ def configurations(draw: st.DrawFn, vfs_max: int = 3, channels_max: int = 4) -> 
     )
 
 
-def links() -> st.SearchStrategy[LinkModel]:
-    """Ways in which a direction of a connection behaves, the plain one first."""
+def links(kinds: Collection[str] = LINKS) -> st.SearchStrategy[LinkModel]:
+    """Ways in which a direction of a connection behaves, with these kinds of trouble; the plain one first."""
+
+    def of(kind: str, plain: Any, drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.just(plain) | drawn if kind in kinds else st.just(plain)
+
     return st.builds(
         LinkModel,
-        delay_ns=st.integers(0, 1_000_000),
-        jitter_ns=st.integers(0, 3_000_000),
-        byte_ns=st.sampled_from((0.0, 1.0, 400.0)),
-        window=st.just(_UNBOUNDED) | st.integers(1, 4096),
-        parts=st.integers(1, 4),
-        stall_at=st.integers(0, 12_000),
-        stall_ns=st.integers(0, 400_000_000),
+        delay_ns=of("late", 0, st.integers(1, 1_000_000)),
+        jitter_ns=of("late", 0, st.integers(1, 3_000_000)),
+        byte_ns=of("slow", 0.0, st.sampled_from((1.0, 400.0))),
+        window=of("window", _PLAIN.window, st.integers(1, 4096)),
+        parts=of("parts", 1, st.integers(2, 4)),
+        stall_at=of("stall", 0, st.integers(0, 12_000)),
+        stall_ns=of("stall", 0, st.integers(1, 400_000_000)),
     )
 
 
@@ -91,52 +97,81 @@ def schedules(choices_max: int = 60) -> st.SearchStrategy[tuple[int, ...]]:
 
 @st.composite
 def scenes(draw: st.DrawFn, *, troubled: bool = True) -> Scene:
-    """Whole simulated migrations. troubled: also those that something may rightly end."""
+    """Whole simulated migrations. troubled: also those that something may rightly end: one thing at most, and
+    half of them nothing, or few would be played to their end.
+    """
     config = draw(configurations())
-    count = 2 + 2 * config.channels
+    slow = draw(st.just(()) | _disturbances(config))
     scene = Scene(
         seed=draw(st.integers(0, 1000)),
-        migration=config,
+        migration=msgspec.structs.replace(config, faults=slow),
         kinds=frozenset(draw(st.sets(st.sampled_from(("ranked", "yields"))))),
         profile=draw(st.just(FREE) | profiles()),
         initial_bytes=draw(st.integers(1, max(1, config.precopy_bytes))),
         increment_bytes=draw(st.integers(max(1, config.precopy_bytes // 5), max(1, config.precopy_bytes))),
-        links=tuple(draw(st.just([]) | st.lists(links(), min_size=count, max_size=count))),
-        schedule=draw(st.none() | schedules()),
+        links=draw(_all_links(config.channels)),
+        schedule=draw(schedules() | st.none() | st.none()),  # the first task each time is plainer than a seed
     )
     pages = st.integers(0, config.ram_bytes // PAGE_SIZE - 1)
-    writes = st.lists(st.tuples(pages, st.integers(0, 40)), max_size=4)
+    writes = st.lists(st.tuples(pages, st.integers(0, 40)), max_size=6)
     scene = replace(scene, guest_writes=tuple(draw(writes)))
-    if not troubled:
-        return scene
-    return replace(
-        scene,
-        migration=msgspec.structs.replace(config, faults=draw(_scene_faults(config))),
-        breaks=draw(
-            st.none()
-            | st.builds(Break, st.integers(-1, config.channels - 1), st.integers(0, 20_000), st.booleans())
-        ),
-        cancel=draw(
-            st.none() | st.builds(Cancel, st.sampled_from(("source", "target")), st.integers(0, 200))
-        ),
+    match draw(st.sampled_from(("", "", "", "fault", "cap", "break", "cancel"))) if troubled else "":
+        case "fault":
+            fault = draw(_device_faults(config))
+            scene = replace(scene, migration=msgspec.structs.replace(config, faults=fault))
+        case "cap":
+            cap = draw(st.integers(4_400, 8_000))
+            scene = replace(scene, migration=msgspec.structs.replace(scene.migration, queue_cap_bytes=cap))
+        case "break":
+            channel = draw(st.integers(-1, config.channels - 1))
+            scene = replace(scene, breaks=Break(channel, draw(st.integers(0, 20_000)), draw(st.booleans())))
+        case "cancel":
+            role = draw(st.sampled_from(("source", "target")))
+            scene = replace(scene, cancel=Cancel(role, draw(st.integers(0, 300))))
+    return scene
+
+
+@st.composite
+def _all_links(draw: st.DrawFn, channels: int) -> tuple[LinkModel, ...]:
+    """Of all connections. Few kinds of trouble at a time, for one hides the other: where everything waits for
+    one late connection, no buffer is loaded before another. Or one of them is far later than the others.
+    """
+    count = 2 + 2 * channels
+    kinds = draw(st.sets(st.sampled_from(LINKS), max_size=2))
+    models = draw(st.lists(links(kinds), min_size=count, max_size=count)) if kinds else [_PLAIN] * count
+    if draw(st.integers(0, 3)) == 1:
+        late = 2 * draw(st.integers(0, channels))
+        jitter_ns = draw(st.integers(1, 400)) * 1_000_000
+        models = [*models[:late], replace(models[late], jitter_ns=jitter_ns), *models[late + 1 :]]
+    return () if models == [_PLAIN] * count else tuple(models)
+
+
+def _disturbances(config: MigrationConfig) -> st.SearchStrategy[tuple[str, ...]]:
+    """What makes a device slow, or its reads short, and ends nothing."""
+    byte, vf, us = (
+        st.integers(0, config.state_bytes - 1),
+        st.integers(0, config.vfs - 1),
+        st.integers(0, 5000),
     )
-
-
-def _scene_faults(config: MigrationConfig) -> st.SearchStrategy[tuple[str, ...]]:
-    """At most one fault. Without an end or a length that never comes, for which a simulation has no clock."""
-    byte = st.integers(0, config.state_bytes - 1)
-    vf = st.integers(0, config.vfs - 1)
     texts = st.one_of(
         st.builds("source.vf{}.save:short={}".format, vf, st.integers(1, 60)),
-        st.builds("source.vf{}.save:stall={}us@{}".format, vf, st.integers(0, 5000), byte),
-        st.builds("target.vf{}.load:stall={}us@{}".format, vf, st.integers(0, 5000), byte),
+        st.builds("source.vf{}.save:stall={}us@{}".format, vf, us, byte),
+        st.builds("target.vf{}.load:stall={}us@{}".format, vf, us, byte),
+    )
+    return texts.map(lambda text: (text,))
+
+
+def _device_faults(config: MigrationConfig) -> st.SearchStrategy[tuple[str, ...]]:
+    """One that ends it. Without an end or a length that never comes, for which a simulation has no clock."""
+    byte, vf = st.integers(0, config.state_bytes - 1), st.integers(0, config.vfs - 1)
+    texts = st.one_of(
         st.builds("source.vf{}.save:{}@{}".format, vf, st.sampled_from(("eio", "fail")), byte),
         st.builds("target.vf{}.load:eio@{}".format, vf, byte),
         st.builds("source.vf{}.arc.STOP_COPY:eio".format, vf),
         st.builds("target.vf{}.arc.{}:eio".format, vf, st.sampled_from(("RESUMING", "RUNNING_P2P"))),
         st.builds("target.vf{}.config:eio".format, vf),
     )
-    return st.just(()) | texts.map(lambda text: (text,))
+    return texts.map(lambda text: (text,))
 
 
 # -- devices -----------------------------------------------------------------------------------------------
