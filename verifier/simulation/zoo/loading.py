@@ -263,7 +263,7 @@ LOADING = (
         target_with(_CompleteEarlyPlan),
         ("ST-11",),
         "target's journal",
-        kinds=("few-loaders",),
+        kinds=("few-loaders", "costs"),
         fixed=_MULTIFD,
     ),
     Bug(
@@ -351,7 +351,7 @@ LOADING = (
         ("EQ-2",),
         "target's journal",
         kinds=(*_LATE, "guest"),
-        fixed={"channels": 3},
+        fixed={**_PRECOPY, "channels": 3},  # with more rounds a page is sent more often
     ),
     Bug(
         "page-shifted",
