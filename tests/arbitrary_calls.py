@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import random
+import struct
 import sys
 from contextlib import suppress
 
@@ -51,35 +52,71 @@ def _argument(choose: random.Random) -> bytes:
     return choose.choice(_SIZES).to_bytes(4, "little") + body
 
 
+def _well_formed(choose: random.Random, iommu: int) -> tuple[int, bytes]:
+    """A call as QEMU makes it, with any of its values."""
+    head, size = uapi.FEATURE_GET, 16
+    match choose.randrange(8):
+        case 0:
+            return int(uapi.Ioctl.DEVICE_BIND_IOMMUFD), struct.pack("<IIiI", 16, 0, iommu, 0)
+        case 1:
+            feature = choose.choice([*map(int, uapi.Feature)])
+            return int(uapi.Ioctl.DEVICE_FEATURE), struct.pack("<II", size, head | feature) + bytes(64)
+        case 2:
+            return int(uapi.Ioctl.MIG_GET_PRECOPY_INFO), struct.pack("<II", 24, 0) + bytes(16)
+        case _:
+            flags, state = (
+                uapi.FEATURE_SET | uapi.Feature.MIG_DEVICE_STATE,
+                choose.choice([*map(int, uapi.State)]),
+            )
+            return int(uapi.Ioctl.DEVICE_FEATURE), struct.pack("<IIIi", size, flags, state, -1)
+
+
 def main() -> None:
-    """Make them; print how many there were."""
+    """Make them; print how many there were, and how far they got."""
     first, count, calls = int(sys.argv[1]) - 1, int(sys.argv[2]), int(sys.argv[3])
     choose = random.Random(1)
     area = mmap.mmap(-1, _AREA_BYTES)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    lent = [*range(first, first + count)]
+    files: list[int] = []  # data files that devices gave
+    told = {"calls": calls, "walked": 0, "opened": 0, "read": 0, "written": 0}
     for _ in range(calls):
-        fd = first + choose.randrange(count)
+        fd = choose.choice(lent if not files or choose.random() < 0.5 else files)
         at = choose.randrange(_AREA_BYTES - 4096)
         argument = _argument(choose)
         area[at : at + len(argument)] = argument
         address = start + at if choose.random() < 0.85 else choose.choice(_BAD)
         length = choose.choice(_LENGTHS)
         offset = choose.randrange(12) << uapi.REGION_OFFSET_SHIFT | choose.choice(_OFFSETS)
-        match choose.randrange(7):
+        match choose.randrange(10):
             case 0:
-                _libc.read(fd, address, length)
+                told["read"] += _libc.read(fd, address, length) > 0
             case 1:
-                _libc.write(fd, address, length)
+                told["written"] += _libc.write(fd, address, length) > 0
             case 2:
                 _libc.pread64(fd, address, length, offset)
             case 3:
                 _libc.pwrite64(fd, address, length, offset)
-            case 4 if choose.random() < 0.1:
-                with suppress(OSError):
-                    os.close(fd)
+            case 4:
+                # Those that were lent stay open nearly always, or soon there is nobody to call.
+                if choose.random() < 0.01 or fd in files:
+                    with suppress(OSError):
+                        os.close(fd)
+                    if fd in files:
+                        files.remove(fd)
+            case 5 | 6 | 7:
+                request, argument = _well_formed(choose, first)
+                area[at : at + len(argument)] = argument
+                walks = request == uapi.Ioctl.DEVICE_FEATURE and len(argument) == 16
+                if _libc.ioctl(fd, request, start + at) == 0 and walks:
+                    told["walked"] += 1
+                    opened = struct.unpack_from("<i", area, at + 12)[0]
+                    if opened >= 0:
+                        told["opened"] += 1
+                        files.append(opened)
             case _:
                 _libc.ioctl(fd, choose.choice([*_REQUESTS, uapi.Ioctl.DEVICE_FEATURE]), address)
-    print(json.dumps({"calls": calls}), flush=True)
+    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
