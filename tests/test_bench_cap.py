@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mockdev.lab.migration import run_migration
 from mockdev.lab.qemu import BINARY
 from mockdev.runtime.config import MigrationConfig
+from tests.examples import examples
 from verifier.bench.cap import CONFIG_BYTES, NS, Case, bound, certify, judge_cap, play
 from verifier.bench.cap_claim import rule
 from verifier.bench.cap_forced import Observed, force, observe
@@ -84,7 +85,7 @@ def test_without_limits_the_worst_of_all_schedules_is_everything(
     assert play(case, devices).all_bytes == found.all_bytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 5), st.sampled_from([1, 2, 4, 5]), st.integers(0, 3))
 def test_of_one_device_no_schedule_is_worse_than_ours(buffers: int, rate: int, stall: int) -> None:
     case = unit_case(1, buffers, rate, stall)
@@ -103,7 +104,7 @@ def test_of_two_devices_no_schedule_is_worse_than_ours(buffers: int, rate: int, 
     assert found.device_bytes == played.device_bytes <= bound(case, 1).bytes
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(cases)
 def test_the_schedule_stays_within_the_bound_and_near_it(case: Case) -> None:
     one, all_of_them, played = bound(case, 1), bound(case, case.vfs), play(case, case.vfs)
@@ -116,7 +117,6 @@ def test_the_schedule_stays_within_the_bound_and_near_it(case: Case) -> None:
     assert played.all_bytes >= all_of_them.fluid - room
 
 
-@settings(max_examples=100, deadline=None)
 @given(cases, st.integers(1, 50), st.integers(0, 5 * NS))
 def test_less_time_and_a_faster_device_are_never_worse(case: Case, faster: int, sooner_ns: int) -> None:
     assert (
