@@ -55,6 +55,8 @@ class Saving:
         self.read = b""
         self.failed = False
         self.whole = False
+        self.initial: int | None = None  # bytes of the first image that were left when it was asked last
+        self.asked_at = 0
 
     @property
     def payload(self) -> bytes:
@@ -234,6 +236,8 @@ class DeviceMachine(Machine):
             assert 1 <= len(piece) <= size
             saving.read += piece
             assert self.image.startswith(saving.payload)  # each byte once and in order
+            if self.state in BEFORE_STOP:
+                assert len(saving.payload) <= self.plan.precopy_bytes
         elif views == []:
             assert self.state == "stop-copy"
             assert saving.payload == self.image
@@ -273,6 +277,9 @@ class DeviceMachine(Machine):
         else:
             assert isinstance(answer, Precopy)
             assert not answer.reinit
+            if saving.initial is not None:  # it goes down by what is read, and never up
+                assert answer.initial_bytes == max(0, saving.initial - len(saving.read) + saving.asked_at)
+            saving.initial, saving.asked_at = answer.initial_bytes, len(saving.read)
             # Never more than what is left of the share that may go before the stop, and headers.
             left = max(0, min(self.plan.precopy_bytes, len(self.image)) - len(saving.payload))
             assert 0 <= answer.initial_bytes + answer.dirty_bytes <= left + 24 + 2 * 16
@@ -340,9 +347,9 @@ class DeviceMachine(Machine):
         self.reset(nothing)
         if self.plan.precopy_bytes and len(self.image) > 1:
             self.walk_to("pre-copy")
-            self.read_some(len(STATE), patient=True)
-            self.ask_what_is_left(nothing)
-            self.read_some(len(STATE), patient=True)
+            for size in (10, 30, len(STATE), len(STATE)):
+                self.ask_what_is_left(nothing)
+                self.read_some(size, patient=True)
         self.walk_to("stop-copy")
         self.read_to_the_end(nothing)
         assert self.saving is not None

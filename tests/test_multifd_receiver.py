@@ -196,7 +196,7 @@ class Loading(Machine):
         assert (self.plan.total, self.plan.total_max) == (sum(self.queued), self.total_most)
 
     def finish(self) -> None:
-        """If the rest comes in order and loaders go on, it completes, unless the cap or the reach ends it."""
+        """If the rest comes and loaders go on, it completes, unless the cap or the reach ends it."""
         if self.doubled:
             for device, idx in sorted(self.came):
                 with pytest.raises(RemoteProtocolError, match="came a second time"):
@@ -212,7 +212,10 @@ class Loading(Machine):
                 self.end_one(device)
             moved = self.take_for(None)
             if not moved:
-                moved = any(self.receive_one(*heads) for heads in sorted(ALL - self.came))
+                rest = sorted(
+                    ALL - self.came, reverse=self.late
+                )  # the config first, if nobody waits for more
+                moved = any(self.receive_one(*heads) for heads in rest)
             self.complete_exactly_when_all_is_loaded()
         assert self.plan.complete or self.cap is not None or self.late
 
