@@ -85,6 +85,16 @@ def test_what_the_ends_say_is_on_lanes_of_their_devices(tmp_path: Path) -> None:
     assert marks.texts[-1] == "ends: completed, may run the VM"
 
 
+def test_marks_of_one_time_stay_in_the_order_in_which_they_were_said(tmp_path: Path) -> None:
+    script = good()
+    said = ("setup", "active", "completed")
+    script.lines["target"][1:1] = [Mark(t=script.lines["target"][0].t, name=name) for name in said]
+    picture = picture_of(collected(script, tmp_path), ITEMS_MAX)
+    marks = row_of(picture, Key(MIGRATION, TARGET, "marks")).track
+    assert isinstance(marks, Marks)
+    assert tuple(marks.texts[1:4]) == said
+
+
 def test_a_qemu_tells_of_loads_queue_and_threads_in_its_log(tmp_path: Path) -> None:
     script = good()
     lend(script)

@@ -175,7 +175,7 @@ def _within(track: Track, first: int, last: int) -> Track:
                 bands.add(start, word)
         return bands
     marks = Marks()
-    for time_ns, text in sorted(zip(track.times, track.texts, strict=True)):
+    for time_ns, text in sorted(zip(track.times, track.texts, strict=True), key=lambda mark: mark[0]):
         if first <= time_ns <= last:
             marks.add(time_ns, text)
     return marks
