@@ -224,7 +224,7 @@ class DeviceMachine(Machine):
         if saving.failed:
             assert number == errno.ENODEV
         elif number == errno.EINVAL:  # where one byte is all there is, none of it can go before the stop
-            assert self.state in BEFORE_STOP
+            assert self.plan.precopy_bytes
             assert len(self.image) == 1
             saving.failed = True
         elif number:  # the pause: only before the stop, and nothing is lost by it
@@ -279,7 +279,8 @@ class DeviceMachine(Machine):
             assert not answer.reinit
             if saving.initial is not None:  # it goes down by what is read, and never up
                 assert answer.initial_bytes == max(0, saving.initial - len(saving.read) + saving.asked_at)
-            saving.initial, saving.asked_at = answer.initial_bytes, len(saving.read)
+            if self.state == "pre-copy" or saving.initial is not None:  # then it waits for the first image
+                saving.initial, saving.asked_at = answer.initial_bytes, len(saving.read)
             # Never more than what is left of the share that may go before the stop, and headers.
             left = max(0, min(self.plan.precopy_bytes, len(self.image)) - len(saving.payload))
             assert 0 <= answer.initial_bytes + answer.dirty_bytes <= left + 24 + 2 * 16
