@@ -105,6 +105,24 @@ def attach(size: int, rounds: int, as_json: bool) -> int:
     return 0
 
 
+@command.command("simulation")
+@click.option("--scenes", default=200, show_default=True, type=click.IntRange(1), help="Migrations a round.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def simulation(scenes: int, rounds: int, as_json: bool) -> int:
+    """Simulated migrations a second of CPU time, judged and not."""
+    from verifier.bench.simulation import measure
+    from verifier.report import tables, text
+
+    rows = measure(scenes=scenes, rounds=rounds, on_progress=passing)
+    passing("")
+    if as_json:
+        text.write_json({"schema": "vfmig.bench.simulation/1", "rows": rows})
+    else:
+        tables.print_simulation(rows, sys.stdout)
+    return 0
+
+
 @command.command("zoo")
 @click.option("--bugs", multiple=True, metavar="ID", help="This bug only; may be given more than once.")
 @click.option(

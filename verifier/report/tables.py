@@ -59,6 +59,17 @@ def print_attach(rows: Sequence[Any], missing: str, out: TextIO) -> None:
     _print(table, missing, out)
 
 
+def print_simulation(rows: Sequence[Any], out: TextIO) -> None:
+    """Rows of `bench simulation`."""
+    table = _table("migrations", "judged", "lowest", "highest", "not judged", "judging takes")
+    for row in rows:
+        figures = (row.judged_per_s, row.lowest, row.highest, row.unjudged_per_s)
+        table.add_row(
+            row.what, *(f"{figure:.0f}/s" for figure in figures), f"{row.judging:.2f} of simulating"
+        )
+    _print(table, "", out)
+
+
 def print_zoo(rows: Sequence[Any], percent: float, out: TextIO) -> None:
     """Rows of `bench zoo`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
