@@ -119,19 +119,12 @@ class Assembly(Generic[B]):
         self.next_idx += 1
         return buffer
 
-    def clear(self) -> list[Buffer[B]]:
-        """Give up: everything that was kept."""
-        left = list(self._kept.values())
-        self._kept.clear()
-        return left
-
     def missing(self) -> str:
         """What has not come, as a sentence; "" when nothing is missing."""
         if self.complete:
             return ""
-        end = self.config_idx if self.config_idx is not None else self._highest
         gaps = []
-        for idx in range(self.next_idx, min(end, self.next_idx + self._ahead_max) + 1):
+        for idx in range(self.next_idx, min(self._highest, self.next_idx + self._ahead_max) + 1):
             if idx not in self._kept:
                 gaps.append(idx)
                 if len(gaps) > 8:
@@ -141,7 +134,7 @@ class Assembly(Generic[B]):
         buffers = f"buffer {named}" if len(gaps) == 1 else f"buffers {named}"
         what = " and ".join(part for part in (buffers if gaps else "", config) if part)
         if not what:  # all here, not taken yet
-            return f"{self.device}: buffers {self.next_idx} to {end} have come but were not loaded"
+            return f"{self.device}: buffers {self.next_idx} to {self._highest} have come but were not loaded"
         return f"{self.device}: {what} never came ({self.next_idx} of its buffers were loaded)"
 
     def _fail(self, message: str, field: str = "idx") -> RemoteProtocolError:
