@@ -79,6 +79,24 @@ def test_refused(before: list[Buffer[bytes]], bad: Buffer[bytes], field: str, wo
     assert assembly.kept == len(before)
 
 
+@pytest.mark.parametrize(
+    ("before", "idx", "field"),
+    [
+        (buffer(3, config=True), 2, "flags"),  # a second one
+        (buffer(7), 3, "flags"),  # not the last
+    ],
+)
+def test_a_config_buffer_in_the_wrong_place_is_refused_by_its_heads(
+    before: Buffer[bytes], idx: int, field: str
+) -> None:
+    assembly: Assembly[bytes] = Assembly(DEVICE)
+    assembly.insert(before)
+    with pytest.raises(RemoteProtocolError) as caught:
+        assembly.announce(idx, 10, config=True)
+    assert caught.value.field == field
+    assert assembly.announce(idx, 10, config=False) is None  # as data it may come
+
+
 def test_a_buffer_that_was_loaded_cannot_come_again() -> None:
     assembly: Assembly[bytes] = Assembly(DEVICE)
     assembly.insert(buffer(0))

@@ -280,6 +280,13 @@ def test_a_place_in_the_stream_is_known_when_all_before_are_announced() -> None:
         plan.announce(0, 0, 10, config=False)
 
 
+def test_a_second_config_buffer_is_refused_by_its_heads() -> None:
+    plan: LoadPlan[None] = LoadPlan(("vf0",))
+    plan.received(0, Buffer(3, 1, True, None))
+    with pytest.raises(RemoteProtocolError, match="second config buffer"):
+        plan.announce(0, 2, 1, config=True)
+
+
 def test_late_nothing_is_loaded_before_all_devices_have_everything() -> None:
     plan: LoadPlan[None] = LoadPlan(("vf0", "vf1"), late=True)
     plan.start()

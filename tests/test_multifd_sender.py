@@ -206,6 +206,22 @@ def test_devices_take_turns() -> None:
     assert order == [0, 1, 2] * 3
 
 
+def test_no_more_buffers_are_sent_at_once_than_may_be() -> None:
+    plan = SendPlan(("a", "b", "c", "d"), 4, in_flight_max=2)
+    for device in range(4):
+        plan.readable(device)
+    for channel in (0, 1):
+        assert plan.take(channel) == ReadDevice(channel)
+        plan.claim(channel)
+    assert not plan.has_work
+    assert plan.take(2) is None
+    plan.written(0)
+    assert plan.take(2) == ReadDevice(2)
+    plan.pause(2)  # a turn that gave nothing counts no longer
+    assert plan.take(3) == ReadDevice(3)
+    assert plan.take(0) is None
+
+
 def test_ram_waits_at_its_limit() -> None:
     plan = SendPlan((), 1, ram_queued_max=2)
     assert plan.queue_ram(PACKET)

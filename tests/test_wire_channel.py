@@ -8,6 +8,7 @@ import pytest
 from mockdev.errors import LocalProtocolError, RemoteProtocolError
 from mockdev.wire.channel import MAIN, MULTIFD, Course, Event, Phase, Table
 from mockdev.wire.dialect import DIALECTS, dialect, dialect_of_machine
+from mockdev.wire.frames import EofItem
 
 
 @pytest.mark.parametrize("table", [MULTIFD, MAIN])
@@ -45,8 +46,18 @@ def test_nothing_iterates_after_the_switch(late: Event) -> None:
     course = Course(MAIN, "main", local=False)
     for event in (Event.HEADER, Event.CONFIGURATION, Event.START, Event.SWITCHOVER, Event.END):
         course.take(event)
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError) as caught:
         course.take(late, 77)
+    assert (caught.value.channel, caught.value.offset, caught.value.field) == ("main", 77, "order")
+
+
+def test_a_frame_out_of_place_is_named_by_its_offset() -> None:
+    course = Course(MAIN, "main", local=False)
+    assert course.phase is Phase.NEW
+    with pytest.raises(RemoteProtocolError) as caught:
+        course.take_frame(EofItem(13, 1))
+    assert caught.value.offset == 13
+    assert course.phase is Phase.NEW
 
 
 @pytest.mark.parametrize(
