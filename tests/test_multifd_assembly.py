@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 
 import pytest
@@ -47,9 +48,10 @@ def test_everything_missing_is_named(case: tuple[int, set[int]]) -> None:
     assert not assembly.complete
     assert DEVICE in said
     highest = max((idx for idx in range(last + 1) if idx not in absent), default=-1)
-    named = sorted(idx for idx in absent if idx < highest)[:8]
-    for idx in named:
-        assert str(idx) in said
+    gaps = sorted(idx for idx in absent if idx < highest)
+    named = said.removeprefix(DEVICE).partition(" never came")[0]
+    assert [int(number) for number in re.findall(r"\d+", named)] == gaps[:8]
+    assert ("and more" in named) == (len(gaps) > 8)
     assert ("the config buffer" in said) == (last in absent)
 
 
@@ -105,6 +107,17 @@ def test_a_buffer_that_was_loaded_cannot_come_again() -> None:
         assembly.insert(buffer(0))
 
 
+def test_how_far_ahead_a_buffer_is_counts_from_the_next() -> None:
+    assembly: Assembly[bytes] = Assembly(DEVICE, ahead_max=4)
+    for idx in range(3):
+        assembly.insert(buffer(idx))
+        assembly.take()
+    with pytest.raises(RemoteProtocolError, match="buffer 8 is 5 ahead"):
+        assembly.insert(buffer(8))
+    assembly.insert(buffer(7))
+    assert assembly.reorder_max == 4
+
+
 def test_the_furthest_index_allowed_costs_no_table() -> None:
     tracemalloc.start()
     try:
@@ -121,20 +134,23 @@ def test_the_furthest_index_allowed_costs_no_table() -> None:
 def test_the_cap_is_exact(cap: int, sizes: list[int]) -> None:
     budget = Budget(DEVICE, cap)
     queued: list[int] = []
+    most = 0
     for idx, size in enumerate(sizes):
         if sum(queued) + size <= cap:
             assert budget.add(idx, size) == sum(queued) + size
             queued.append(size)
+            most = max(most, sum(queued))
             continue
         with pytest.raises(RemoteProtocolError) as caught:
             budget.add(idx, size)
         for part in (f"buffer {idx} of {DEVICE}", str(sum(queued) + size), f"cap of {cap}"):
             assert part in str(caught.value)
+        assert caught.value.field == "queued bytes"
         assert budget.queued == sum(queued)
         if queued:
             budget.remove(queued.pop(0))
     assert budget.queued == sum(queued)
-    assert budget.queued_max <= cap
+    assert budget.queued_max == most <= cap
 
 
 def test_no_cap_and_no_negative_queue() -> None:

@@ -244,8 +244,18 @@ def test_what_came_before_the_start_is_kept(order: list[tuple[int, int]], start_
 def test_a_second_start_is_refused() -> None:
     plan: LoadPlan[None] = LoadPlan(DEVICES)
     plan.start()
-    with pytest.raises(RemoteProtocolError, match="second time"):
+    with pytest.raises(RemoteProtocolError, match="second time") as caught:
         plan.start()
+    assert (caught.value.channel, caught.value.field) == ("main", "command")
+
+
+def test_each_device_keeps_what_is_not_too_far_ahead() -> None:
+    plan: LoadPlan[None] = LoadPlan(DEVICES, ahead_max=4)
+    assert (plan.total, plan.total_max) == (0, 0)
+    plan.received(1, Buffer(4, 0, False, None))
+    with pytest.raises(RemoteProtocolError, match="vf2: buffer 5 is 5 ahead"):
+        plan.received(2, Buffer(5, 0, False, None))
+    assert (plan.total, plan.total_max) == (0, 0)
 
 
 def test_over_the_cap_nothing_is_kept() -> None:
