@@ -59,7 +59,8 @@ class EndOnce(Invariant[EofItem | TrailingItem | DescriptionItem | Broken]):
 class DescriptionReads(Invariant[EofItem | DescriptionItem | Broken]):
     """Sound: the description is the source's own JSON, and the page size that of every supported target.
 
-    Misses: a description that reads well and does not fit the sections: FR-11, FR-16.
+    Misses: a description that reads well and does not fit the sections: FR-11, FR-16; and one that does not
+    begin with a brace, by which the end of the last section is found (then the stream's end is unknown).
     """
 
     passport = Passport(
