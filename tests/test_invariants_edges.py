@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where an invariant's line runs: the last that is allowed, and the first that is not.
+
+A canary is far over the line. These stand on both sides of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mockdev.journal import AnyLine, Begin, End, Loaded, Received
+from mockdev.wire import writer
+from mockdev.wire.structs import MULTIFD_DEVICE_STATE, Command, MultifdFlag, Tag, VfioTag
+from tests.canaries.bench_of_one import judge
+from tests.canaries.edits import (
+    END,
+    Edit,
+    be32,
+    device_field,
+    ram_field,
+    resize,
+    section,
+    vfio_field,
+)
+from tests.canaries.script import CONFIG, DEVICES, MAIN, PAGE, Script, config_payload, good, packet
+from verifier.check import check_path
+from verifier.history.facts import Facts
+from verifier.history.observation import Said
+from verifier.invariants.feed import Feed
+from verifier.invariants.indexes import IndexSet
+
+VF = DEVICES[0]
+MIB = 1 << 20
+YES, NO = True, False
+
+
+def ids(script: Script) -> set[str]:
+    """What a script violates."""
+    return {violation.id for violation in judge(script, lines=True).violations}
+
+
+def told(role: str, *lines: AnyLine) -> set[str]:
+    """What these lines of one end's journal violate, alone."""
+    feed = Feed()
+    for number, line in enumerate(lines):
+        feed.say(Said(role, line, f"{role}.jsonl", number, 1))
+    return {violation.id for violation in feed.report().violations}
+
+
+def received(idx: int, size: int, queued_bytes: int = 0) -> Received:
+    """A line of the target's; its own figure may be anything."""
+    return Received(t=idx, device=VF, idx=idx, size=size, channel="0", queued_bytes=queued_bytes)
+
+
+def loaded(idx: int, size: int = 10, queued_bytes: int = 0, *, config: bool = False) -> Loaded:
+    """Another one."""
+    return Loaded(t=idx, device=VF, idx=idx, size=size, queued_bytes=queued_bytes, config=config)
+
+
+@pytest.mark.parametrize(
+    ("lines", "accused"),
+    [
+        ([received(0, 10, 100)], NO),
+        ([received(0, 10, 101)], YES),
+        ([received(-1, 101, 101)], NO),  # of the main channel
+        ([received(1, 60), received(2, 40)], NO),
+        ([received(1, 60), received(2, 40), received(3, 1)], YES),
+        ([received(0, 80), received(1, 60), received(2, 40)], NO),  # a loader may have the first by now
+        ([received(0, 80), received(1, 60), received(2, 40), received(3, 1)], YES),
+        ([received(1, 100), received(1, 100)], NO),  # the same one: DS-14's
+        ([received(0, 50), received(1, 100), loaded(0, 50), received(2, 100)], NO),
+        ([received(0, 50), received(1, 100), loaded(0, 50), received(2, 100), received(3, 1)], YES),
+        ([loaded(0, 50), received(0, 50), received(1, 90), received(2, 100)], NO),  # two threads write
+        ([loaded(0, 50), received(0, 50), received(1, 90), received(2, 100), received(3, 1)], YES),
+    ],
+)
+def test_bytes_that_wait_reach_the_cap_and_no_further(lines: list[AnyLine], accused: bool) -> None:
+    begin = Begin(t=0, role="target", queue_cap=100)
+    assert ("BC-4" in told("target", begin, *lines)) == accused
+    assert "BC-4" not in told("target", Begin(t=0, role="target"), *lines)  # no cap
+    assert "BC-4" not in told("target", *lines)  # none that is known
+
+
+@pytest.mark.parametrize(
+    ("line", "accused"),
+    [
+        (loaded(3, config=True), NO),
+        (loaded(3, queued_bytes=1, config=True), YES),
+        (loaded(0, queued_bytes=1, config=True), YES),
+        (loaded(3, queued_bytes=1), NO),
+        (loaded(-1, queued_bytes=1, config=True), NO),  # on the main channel
+    ],
+)
+def test_only_the_last_buffer_leaves_nothing_queued(line: AnyLine, accused: bool) -> None:
+    assert ("BC-7" in told("target", Begin(t=0, role="target"), line)) == accused
+
+
+def config_of(size: int) -> Edit:
+    """A config buffer of that size."""
+
+    def edit(s: Script) -> None:
+        fill = bytes(size - len(config_payload()) + len(CONFIG))
+        data = config_payload()[:8] + fill + config_payload()[-8:]
+        s.find("vf1.2").data = packet(1, 2, data, config=True)
+
+    return edit
+
+
+def block_of(size: int) -> Edit:
+    """A block of device data on the main channel."""
+    data = writer.vfio_data(size) + bytes(size) + END
+    return lambda s: s.after("vf0.part", MAIN, section(Tag.SECTION_PART, 3, data))
+
+
+def flags_of(label: str, flags: int) -> Edit:
+    """A RAM or SYNC packet with these flags."""
+    return lambda s: ram_field(s, label, "flags", be32(flags))
+
+
+def zero_pages_only(s: Script) -> None:
+    """A packet that names a method and has no page to compress."""
+    s.find("ram2").data = writer.ram_packet(6, "pc.ram", [], [PAGE])
+    flags_of("ram2", MultifdFlag.ZLIB)(s)
+
+
+def another_name(idstr: bytes) -> Edit:
+    """A device's packet with that field."""
+    return lambda s: device_field(s, "vf1.0", "idstr", idstr)
+
+
+def short_packet(size: int) -> Edit:
+    """A packet with less than its VFIO header."""
+
+    def edit(s: Script) -> None:
+        s.find("vf1.0").data = s.find("vf1.0").data[: MULTIFD_DEVICE_STATE.size + size]
+        device_field(s, "vf1.0", "next_packet_size", be32(size))
+
+    return edit
+
+
+def config_payload_of(data: bytes) -> Edit:
+    """Another config buffer."""
+    return lambda s: setattr(s.find("vf1.2"), "data", packet(1, 2, data, config=True))
+
+
+def more_buffers(*idx: int, config: bool = False, channel: str = "1") -> Edit:
+    """More buffers of the second device, after its first."""
+
+    def edit(s: Script) -> None:
+        for one in idx:
+            s.after("vf1.0", channel, packet(1, one, bytes(8), config=config))
+
+    return edit
+
+
+def on_main(after: str, data: bytes) -> Edit:
+    """Something more on the main channel."""
+    return lambda s: s.after(after, MAIN, data)
+
+
+def both(*edits: Edit) -> Edit:
+    """One after the other."""
+
+    def edit(s: Script) -> None:
+        for one in edits:
+            one(s)
+
+    return edit
+
+
+def machine(name: str) -> Edit:
+    """Another machine type."""
+    return lambda s: setattr(s.find("configuration"), "data", writer.configuration(name))
+
+
+def run_state(data: bytes) -> Edit:
+    """Another globalstate: length and name."""
+    return lambda s: s.patch("globalstate", 5 + 1 + len("globalstate") + 8, data.ljust(36, b"\0"))
+
+
+def capabilities(*names: str) -> Edit:
+    """Those that the configuration names."""
+    data = writer.configuration("pc-q35-10.0", capabilities=names)
+    return lambda s: setattr(s.find("configuration"), "data", data)
+
+
+def refused(s: Script) -> None:
+    """The target refuses."""
+    s.find("shut").data = writer.shut(1)
+
+
+SENT = writer.vfio_tag(VfioTag.DEV_INIT_DATA_SENT)
+READY = writer.vfio_tag(VfioTag.DEV_CONFIG_LOAD_READY)
+NAME, BIT = DEVICES[1].encode(), MultifdFlag.ZLIB
+EARLY = section(Tag.SECTION_FULL, 8, b"xyz", name="early")
+POSTCOPY = on_main("ping", writer.command(Command.POSTCOPY_RUN))
+
+EDGES: list[tuple[str, Edit, bool]] = [
+    ("BC-1", lambda s: resize(s, 1, 0, 1), NO),
+    ("BC-1", lambda s: resize(s, 1, 0, 0), YES),
+    ("BC-1", lambda s: resize(s, 1, 0, MIB), NO),
+    ("BC-1", config_of(MIB + 1), NO),
+    ("BC-3", lambda s: vfio_field(s, "vf1.2", 1, 1 << 26), NO),
+    ("BC-3", lambda s: vfio_field(s, "vf1.2", 1, (1 << 26) + 1), YES),
+    ("BC-5", block_of(1), NO),
+    ("BC-5", block_of(MIB), NO),
+    ("BC-5", block_of(MIB + 1), YES),
+    ("BC-6", lambda s: ram_field(s, "ram1", "next_packet_size", be32(512 << 10)), NO),
+    ("DS-1", flags_of("ram0", BIT), YES),
+    ("DS-1", flags_of("sync0.1", MultifdFlag.SYNC | BIT), NO),
+    ("DS-1", zero_pages_only, NO),
+    ("DS-2", another_name(NAME.ljust(255, b"\0") + b"x"), YES),
+    ("DS-2", another_name((NAME + b"\0x").ljust(256, b"\0")), YES),
+    ("DS-2", lambda s: device_field(s, "vf1.0", "instance_id", be32(7)), YES),
+    ("DS-3", short_packet(11), YES),
+    ("DS-3", short_packet(0), NO),  # BC-2's
+    ("DS-5", more_buffers(2), YES),
+    ("DS-5", more_buffers(3), NO),
+    ("DS-6", more_buffers(3), YES),
+    ("DS-6", more_buffers(3, config=True), YES),
+    ("DS-6", lambda s: s.swap("vf1.0", "vf1.2"), NO),
+    ("DS-7", more_buffers(0), YES),  # no less than the last
+    ("DS-7", more_buffers(0, channel="0"), NO),
+    ("DS-8", config_payload_of(config_payload()[:8] + config_payload()[-8:]), NO),
+    ("DS-8", config_payload_of(config_payload()[:8]), YES),
+    ("DS-8", config_payload_of(config_payload()[:-8]), YES),
+    ("DS-8", config_payload_of(config_payload()[8:]), YES),
+    ("DS-10", more_buffers(4), YES),
+    ("DS-10", more_buffers(3), NO),
+    ("SM-1", on_main("switchover", writer.command(Command.SWITCHOVER_START)), YES),
+    ("SM-2", on_main("switchover", writer.command(Command.SWITCHOVER_START)), NO),  # SM-1's
+    ("SM-2", on_main("switchover", writer.ping(2)), YES),
+    ("SM-2", on_main("switchover", section(Tag.SECTION_PART, 3, SENT)), YES),
+    ("SM-2", on_main("switchover", EARLY), YES),
+    ("SM-2", on_main("vf0.sent", EARLY), NO),
+    ("SM-2", on_main("ram.end", writer.ping(2)), NO),
+    ("SM-2", both(lambda s: s.swap("switchover", "ram.end"), POSTCOPY), NO),
+    ("SM-3", on_main("ping", EARLY), NO),
+    ("SM-3", on_main("ram.end", EARLY), YES),
+    ("SM-3", both(on_main("ram.end", EARLY), POSTCOPY), NO),
+    ("SM-6", on_main("vf0.sent", section(Tag.SECTION_PART, 3, SENT)), YES),
+    ("SM-6", on_main("vf0.sent", section(Tag.SECTION_PART, 4, SENT)), NO),  # of the other device
+    ("SM-6", both(on_main("vf0.sent", section(Tag.SECTION_PART, 3, SENT)), machine("pc-q35-11.1")), NO),
+    ("SM-6", both(on_main("vf0.sent", section(Tag.SECTION_PART, 3, SENT)), machine("microvm")), NO),
+    ("SM-7", run_state(be32(8) + b"running"), NO),
+    ("SM-7", run_state(be32(7) + b"running"), YES),
+    ("SM-7", run_state(be32(9) + b"running"), YES),
+    ("SM-7", run_state(be32(8) + b"walking"), YES),
+    ("SM-7", run_state(be32(10) + b"suspended"), NO),
+    ("SM-8", lambda s: s.replace("vf1.full", END, READY), NO),
+    ("FR-2", both(lambda s: s.drop("configuration"), refused), YES),
+    ("FR-2", lambda s: s.drop("configuration"), NO),
+    ("FR-3", capabilities("x-ignore-shared", "mapped-ram"), NO),
+    ("FR-3", capabilities("x-ignore-shared", "multifd"), YES),
+    ("FR-9", lambda s: s.replace("vf1.full", bytes((len(NAME),)) + NAME, b"\0"), YES),
+    ("FR-12", on_main("ping", writer.command(Command.PING, bytes(3))), YES),
+    ("FR-12", on_main("ping", writer.command(Command.PING, bytes(5))), YES),
+    ("FR-13", lambda s: s.swap("open", "ping"), YES),
+    ("FR-13", on_main("ping", writer.command(Command.OPEN_RETURN_PATH)), YES),
+    ("FR-13", on_main("vf0.start", writer.ping(2)), NO),
+    ("EN-2", lambda s: s.replace("eof", b'"page_size": 4096', b'"page_sizf": 4096'), YES),
+    ("EN-2", lambda s: s.replace("eof", b'{"configuration":', b'{"configuration";'), YES),
+    ("RP-8", refused, YES),
+    ("RP-8", both(refused, lambda s: s.edit("target", End, outcome="failed")), NO),
+    ("RP-8", both(refused, lambda s: s.edit("target", End, outcome="cancelled")), NO),
+    ("RP-8", lambda s: s.edit("target", End, outcome="failed"), YES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "edit", "accused"), EDGES)
+def test_on_its_side_of_the_line(name: str, edit: Edit, accused: bool) -> None:
+    script = good()
+    edit(script)
+    assert (name in ids(script)) == accused
+
+
+@pytest.mark.parametrize(
+    ("where", "before_ns", "kind", "accused"),
+    [
+        (MAIN, 1_000_000_000, "fin", NO),
+        ("0", 1_000_000_000, "fin", NO),
+        ("0", 1_000_000_001, "fin", YES),
+        ("0", 1_000_000_001, "cut", NO),
+    ],
+)
+def test_a_connection_is_closed_before_shut(
+    where: str, before_ns: int, kind: str, accused: bool, tmp_path: Path
+) -> None:
+    script = good(journals=False)
+    script.find("shut").time_ns += 5_000_000_000
+    script.now_ns += 5_000_000_000
+    script.closed_ns[where] = script.find("shut").time_ns - before_ns
+    script.ends[where] = kind
+    script.write_folder(tmp_path)
+    assert ("EN-5" in {violation.id for violation in check_path(tmp_path).violations}) == accused
+
+
+@given(st.permutations(range(8)), st.integers(0, 8), st.lists(st.integers(0, 7), max_size=3))
+def test_a_set_of_indexes_knows_what_came_and_what_is_missing(
+    order: list[int], count: int, again: list[int]
+) -> None:
+    facts = Facts(0)
+    room = facts.waiting_room
+    indexes, plain = IndexSet(facts), set[int]()
+    for number in [*order[:count], *again]:
+        assert indexes.add(number) == (number not in plain)
+        plain.add(number)
+        missing = set(range(max(plain))) - plain
+        assert indexes.gap == (min(missing) if missing else None)
+        lowest = min(set(range(9)) - plain)
+        assert room - facts.waiting_room == sum(one > lowest for one in plain)
+
+
+def test_sets_that_wait_for_too_much_are_given_up_and_give_their_room_back() -> None:
+    facts = Facts(0)
+    facts.waiting_room = 2
+    indexes, other = IndexSet(facts), IndexSet(facts)
+    assert indexes.add(2)
+    assert indexes.add(4)
+    assert not indexes.overflowed
+    assert not indexes.add(4)
+    assert other.add(1)
+    assert other.overflowed
+    assert facts.waiting_room == 0
+    assert other.add(1)  # it says of nothing that it came twice
+    assert other.gap is None
+    assert not indexes.overflowed
+    assert indexes.add(0)
+    assert indexes.add(1)
+    assert facts.waiting_room == 1
+    assert indexes.gap == 3
