@@ -14,10 +14,20 @@ from hypothesis import strategies as st
 
 from mockdev.journal import AnyLine, Begin, End, Loaded, Received
 from mockdev.wire import writer
-from mockdev.wire.structs import MULTIFD_DEVICE_STATE, Command, MultifdFlag, Tag, VfioTag
+from mockdev.wire.structs import (
+    MULTIFD_DEVICE_STATE,
+    MULTIFD_RAM,
+    Command,
+    MultifdFlag,
+    RamFlag,
+    Tag,
+    VfioTag,
+)
 from tests.canaries.bench_of_one import judge
 from tests.canaries.edits import (
     END,
+    EOS,
+    FLUSH,
     Edit,
     be32,
     device_field,
@@ -26,7 +36,18 @@ from tests.canaries.edits import (
     section,
     vfio_field,
 )
-from tests.canaries.script import CONFIG, DEVICES, MAIN, PAGE, Script, config_payload, good, packet
+from tests.canaries.script import (
+    CONFIG,
+    DEVICES,
+    MAIN,
+    PAGE,
+    RAM_BYTES,
+    Script,
+    config_payload,
+    good,
+    packet,
+    pages,
+)
 from verifier.check import check_path
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
@@ -35,6 +56,7 @@ from verifier.invariants.indexes import IndexSet
 
 VF = DEVICES[0]
 MIB = 1 << 20
+number = writer.number64
 YES, NO = True, False
 
 
@@ -162,6 +184,11 @@ def on_main(after: str, data: bytes) -> Edit:
     return lambda s: s.after(after, MAIN, data)
 
 
+def on_ram(label: str, data: bytes) -> Edit:
+    """Records before the end of a section of RAM."""
+    return lambda s: s.replace(label, EOS, data + EOS)
+
+
 def both(*edits: Edit) -> Edit:
     """One after the other."""
 
@@ -231,6 +258,55 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("DS-8", config_payload_of(config_payload()[8:]), YES),
     ("DS-10", more_buffers(4), YES),
     ("DS-10", more_buffers(3), NO),
+    ("MP-2", flags_of("sync0.1", MultifdFlag.SYNC | BIT), YES),
+    ("MP-2", both(flags_of("sync0.1", MultifdFlag.SYNC | BIT), machine("pc-q35-8.2")), NO),
+    ("MP-2", flags_of("sync0.1", MultifdFlag.SYNC | 0x100), YES),
+    ("MP-2", both(flags_of("sync0.1", MultifdFlag.SYNC | 0x100), machine("pc-q35-8.2")), YES),
+    ("MP-2", flags_of("ram0", BIT | MultifdFlag.ZSTD), NO),  # MP-3's
+    ("MP-3", flags_of("ram0", BIT), YES),
+    ("MP-3", flags_of("ram0", BIT | MultifdFlag.ZSTD), YES),
+    ("MP-3", flags_of("sync0.1", MultifdFlag.SYNC | BIT), NO),
+    ("MP-4", lambda s: ram_field(s, "ram1", "pages_alloc", be32(129)), YES),
+    ("MP-4", lambda s: ram_field(s, "sync0.1", "pages_alloc", be32(128)), YES),
+    ("MP-4", both(lambda s: ram_field(s, "sync0.1", "pages_alloc", be32(1)), machine("pc-q35-8.2")), NO),
+    ("MP-5", lambda s: setattr(s.find("ram2"), "data", writer.ram_packet(6, "pc.ram", [], 128 * [0])), NO),
+    ("MP-6", lambda s: ram_field(s, "ram1", "ramblock", b"pc.rom"), YES),
+    ("MP-6", lambda s: ram_field(s, "ram1", "ramblock", b"pc.ram".ljust(255, b"\0") + b"x"), YES),
+    ("MP-6", lambda s: ram_field(s, "sync0.1", "ramblock", b"pc.rom"), NO),  # MP-13's
+    ("MP-7", lambda s: s.patch("ram2", MULTIFD_RAM.size, number(RAM_BYTES - PAGE)), NO),
+    ("MP-7", lambda s: s.patch("ram2", MULTIFD_RAM.size, number(RAM_BYTES)), YES),
+    ("MP-7", lambda s: s.patch("ram2", MULTIFD_RAM.size, number(PAGE + PAGE // 2)), YES),
+    ("MP-7", lambda s: s.patch("ram1", MULTIFD_RAM.size + 8, number(PAGE + 1)), YES),  # of a zero page
+    ("MP-9", zero_pages_only, NO),
+    ("MP-9", lambda s: ram_field(s, "sync0.1", "next_packet_size", be32(8)), NO),  # MP-13's
+    ("MP-11", lambda s: ram_field(s, "ram1", "unused32", be32(1)), YES),
+    ("MP-11", lambda s: s.patch("ram1", MULTIFD_RAM.size + 3 * 8, number(1)), YES),
+    ("MP-11", lambda s: s.patch("ram1", MULTIFD_RAM.size + 127 * 8, number(1)), YES),
+    ("MP-12", lambda s: ram_field(s, "ram0", "packet_num", number(3)), YES),
+    ("MP-12", lambda s: ram_field(s, "sync1.2", "packet_num", number(9)), YES),
+    ("MP-16", lambda s: ram_field(s, "sync0.2", "packet_num", number(6)), YES),  # no more than the last
+    ("MP-16", lambda s: ram_field(s, "sync0.2", "packet_num", number(99)), NO),
+    ("MP-13", lambda s: ram_field(s, "sync0.1", "zero_pages", be32(1)), YES),
+    ("MP-13", both(lambda s: ram_field(s, "sync0.1", "zero_pages", be32(1)), machine("pc-q35-8.2")), NO),
+    ("MP-13", both(lambda s: ram_field(s, "sync0.1", "zero_pages", be32(1)), machine("pc-q35-9.0")), YES),
+    ("RS-1", on_ram("ram.part", writer.ram_blocks([("pc.ram", RAM_BYTES)])), YES),
+    ("RS-1", lambda s: s.patch("ram.start", 17, number((RAM_BYTES + PAGE) | RamFlag.MEM_SIZE)), YES),
+    ("RS-4", on_ram("ram.part", number(PAGE | RamFlag.MULTIFD_FLUSH)), YES),
+    ("RS-5", on_ram("ram.part", writer.ram_page(RamFlag.ZERO, RAM_BYTES - PAGE, "pc.ram")), NO),
+    ("RS-5", on_ram("ram.part", writer.ram_page(RamFlag.ZERO, 0, "pc.rom")), YES),
+    ("RS-5", on_ram("ram.part", writer.ram_page(RamFlag.ZERO, 0, "pc.ram")[:-1] + b"\1"), YES),
+    ("RS-6", on_ram("ram.part", writer.ram_page(RamFlag.ZERO, 0, "pc.ram")), NO),
+    ("RS-6", both(on_ram("ram.part", writer.ram_page(RamFlag.PAGE, 0, "pc.ram") + pages(0)), POSTCOPY), NO),
+    ("RS-7", lambda s: s.swap("sync0.0", "ram0"), YES),
+    ("RS-7", lambda s: s.swap("sync0.0", "vf0.0"), YES),
+    ("RS-8", lambda s: s.drop("sync0.2"), YES),
+    ("RS-8", on_ram("ram.part", FLUSH), YES),
+    ("RS-8", lambda s: s.replace("ram.part", FLUSH, b""), YES),
+    ("RS-8", both(lambda s: s.replace("ram.part", FLUSH, b""), machine("pc-q35-9.2")), NO),
+    ("RS-8", both(on_ram("ram.part", FLUSH), machine("pc-q35-9.2")), YES),
+    ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(5)), NO),  # twice: MP-12's
+    ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(4)), YES),
+    ("RS-12", lambda s: s.after("sync0.2", "0", packet(0, 9, b"x")), NO),  # is no RAM
     ("SM-1", on_main("switchover", writer.command(Command.SWITCHOVER_START)), YES),
     ("SM-2", on_main("switchover", writer.command(Command.SWITCHOVER_START)), NO),  # SM-1's
     ("SM-2", on_main("switchover", writer.ping(2)), YES),
