@@ -36,6 +36,7 @@ from mockdev.journal import (
 )
 from verifier.history.observation import JOURNAL, QMP_LOG, QmpEvent, Said
 from verifier.invariants.feed import Feed
+from verifier.verdict import Report
 
 YES, NO = True, False
 _ARC = re.compile(r"(\w+)>(\w+)(!?)")
@@ -96,14 +97,19 @@ def line_of(word: str, t: int) -> AnyLine | QmpEvent:
     return Mark(t=t, name=mark, value=int(value or 0))
 
 
-def accused(journals: dict[str, str]) -> set[str]:
-    """What these journals violate, read one after the other."""
+def judged(journals: dict[str, str]) -> Report:
+    """The report on these journals, read one after the other."""
     feed = Feed()
     for role, words in journals.items():
         for number, line in enumerate(lines_of(role, words)):
             where = QMP_LOG if isinstance(line, QmpEvent) else JOURNAL
             feed.say(Said(role, line, f"{role}.jsonl", number, 1, where))
-    return {violation.id for violation in feed.report().violations}
+    return feed.report()
+
+
+def accused(journals: dict[str, str]) -> set[str]:
+    """What they violate."""
+    return {violation.id for violation in judged(journals).violations}
 
 
 # Of one end's journal.
@@ -334,3 +340,39 @@ def test_of_one_end(name: str, role: str, words: str, guilty: bool) -> None:
 def test_of_both_ends(name: str, source: str, target: str, guilty: bool) -> None:
     assert (name in accused({"source": source, "target": target})) == guilty
     assert (name in accused({"target": target, "source": source})) == guilty
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "nothing", "something"),
+    [
+        ("DS-9", "source", "switchover-start", "T0"),
+        ("DS-17", "source", "S-1", "S0"),
+        ("DS-18", "target", "switchover-start L-1", "L0"),
+        ("DS-16", "source", "STOP>COPY", "STOP>COPY r0+0"),
+        ("BC-7", "target", "L0", "L0c"),
+        ("EQ-3", "source", "S0", "S0 T0"),
+        ("ST-6", "source", "STOP>COPY r0+5", "STOP>COPY r0+0"),
+        ("ST-7", "source", "RUN>PRE r0+0", "STOP>COPY r0+0"),
+        ("ST-8", "source", "STOP>COPY", "r0+5"),
+        ("ST-9", "source", "RUN>P2P", "RUN>P2P P2P>STOP"),
+        ("ST-10", "target", "STOP>LOAD STOP>P2P", "P2P>RUN"),
+        ("ST-11", "target", "STOP>LOAD", "STOP>LOAD LOAD>STOP"),
+        ("ST-12", "source", "S0 STOP>RUN", "stop S0"),
+        ("LV-1", "target", "R0c", "R0c switchover-start"),
+        ("LV-1", "target", "switchover-start R0", "switchover-start R0 R1c"),
+        ("LV-1", "target", "switchover-start R0c fault", "switchover-start R0c"),
+        ("LV-2", "source", "S0 S1 T0/0 T1/0", "S0 S1 T0/0 T1/1"),
+        ("LV-3", "target", "L0c", "L0c end-of-stream"),
+        ("LV-3", "target", "L0 end-of-stream", "L0c end-of-stream"),
+        ("LV-3", "target", "L0c end-of-stream fault", "L0c end-of-stream"),
+        ("LV-4", "source", "shut=1", "shut"),
+        ("LV-4", "source", "shut fault", "shut"),
+        ("OC-1", "source", "qemu", "completed"),
+        ("EN-6", "source", "completed", ""),
+    ],
+)
+def test_what_is_not_spoken_of_is_not_said_to_hold(
+    name: str, role: str, nothing: str, something: str
+) -> None:
+    assert name not in judged({role: nothing}).exercised.invariants
+    assert not something or name in judged({role: something}).exercised.invariants
