@@ -10,6 +10,9 @@ looks at, so that each word matters. The words of a line (see `lines_of`):
   b:S0         of device b, not a                      deadline        it gives up; error: it fails
   @30          it is that second                       image           all of the device passed here
   COMPLETED    the end, as a QEMU's events tell it
+
+And of a QEMU's trace log: in0, ld0, end0 (a buffer comes in, is loaded, has been), bufs, conf, cleanup (the
+load thread starts, loads the config state, is gone), active (a status, from which on the log is whole).
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from mockdev.journal import (
     State,
     Wrote,
 )
-from verifier.history.observation import JOURNAL, QMP_LOG, QmpEvent, Said
+from verifier.history.observation import JOURNAL, QMP_LOG, TRACE_LOG, LoadTrace, QmpEvent, Said, StatusTrace
 from verifier.invariants.feed import Feed
 from verifier.verdict import Report
 
@@ -49,6 +52,14 @@ _STATES = {
     "PREP2P": "PRE_COPY_P2P",
     "COPY": "STOP_COPY",
     "LOAD": "RESUMING",
+}
+_LOADS = {
+    "in": "vfio_load_state_device_buffer_incoming",
+    "ld": "vfio_load_state_device_buffer_load_start",
+    "end": "vfio_load_state_device_buffer_load_end",
+    "bufs": "vfio_load_bufs_thread_start",
+    "conf": "vfio_load_device_config_state_start",
+    "cleanup": "vfio_load_cleanup",
 }
 _CONFIG = {"channels": 2, "idle_timeout_s": 30.0}
 
@@ -95,6 +106,15 @@ def line_of(word: str, t: int) -> AnyLine | QmpEvent:
         return Failure(t=t, message=what, field=what)
     mark, _, value = what.partition("=")
     return Mark(t=t, name=mark, value=int(value or 0))
+
+
+def trace_of(word: str) -> LoadTrace | StatusTrace:
+    """One line of a trace log."""
+    if word == "active":
+        return StatusTrace(0, "migrate_set_state", word)
+    name = word.rstrip("0123456789")
+    idx = word.removeprefix(name)
+    return LoadTrace(0, _LOADS[name], "0000:00:02.0", int(idx) if idx else None)
 
 
 def judged(journals: dict[str, str]) -> Report:
@@ -376,3 +396,42 @@ def test_what_is_not_spoken_of_is_not_said_to_hold(
 ) -> None:
     assert name not in judged({role: nothing}).exercised.invariants
     assert not something or name in judged({role: something}).exercised.invariants
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "guilty"),
+    [
+        ("TR-1", "bufs ld0 end0 ld1 end1 conf", NO),
+        ("TR-1", "bufs in7 in1 in0 ld0 end0", NO),
+        ("TR-1", "bufs ld1 end1", YES),
+        ("TR-1", "bufs ld0 end0 ld0 end0", YES),
+        ("TR-1", "bufs ld0 end0 ld2 end2", YES),
+        ("TR-1", "bufs ld0 ld1", YES),
+        ("TR-1", "bufs ld0 conf", YES),
+        ("TR-1", "bufs ld0 end0 conf ld1", YES),
+        ("TR-1", "bufs end0", YES),
+        ("TR-1", "bufs ld0 end1", YES),
+        ("TR-1", "bufs ld0 end0 end0", YES),
+        ("TR-1", "conf ld5 end5 ld9", NO),  # heard from the middle on
+        ("TR-1", "bufs ld0 end0 conf cleanup ld5", NO),
+        ("TR-1", "bufs ld0 end0 conf cleanup bufs ld0 end0", NO),
+        ("TR-1", "bufs ld0 end0 cleanup bufs ld1", YES),
+        ("TR-2", "active in1 in0 ld0 ld1 in2 ld2", NO),
+        ("TR-2", "active ld0", YES),
+        ("TR-2", "active in0 ld0 ld0", YES),
+        ("TR-2", "active in0 in0", YES),
+        ("TR-2", "active in0 ld0 in0", YES),
+        ("TR-2", "active in0 ld0 in1 in0", YES),
+        ("TR-2", "in0 in0 ld1", NO),  # heard from the middle on
+        ("TR-2", "active in0 ld0 cleanup in0 ld0", NO),
+        ("TR-2", "active in0 cleanup in0 ld0", NO),
+    ],
+)
+def test_of_a_trace_log(name: str, words: str, guilty: bool) -> None:
+    feed = Feed()
+    for number, word in enumerate(words.split()):
+        feed.say(Said("target", trace_of(word), "target.log", number, 1, TRACE_LOG))
+    report = feed.report()
+    assert (name in {violation.id for violation in report.violations}) == guilty
+    judged_at_all = "ld" in words and ("bufs" in words or "active" in words)
+    assert (name in report.exercised.invariants) == (judged_at_all or guilty)

@@ -232,7 +232,7 @@ class _Court:
             return
         if self.why and not self.found:
             judge.unknown.append(Unknown(id=passport.id, why="; ".join(self.why[:4])))
-        if exercised:  # any partition had something to judge
+        if exercised or self.found:  # any partition had something to judge
             standing = Standing.VIOLATED if self.found else Standing.UNKNOWN if self.why else Standing.HOLDS
             judge.rows[passport.id] = InvariantRow(
                 standing=standing, partitions=len(self.partitions), observations=self.observations
