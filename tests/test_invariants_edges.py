@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mockdev.journal import AnyLine, Begin, End, Loaded, Received
+from mockdev.journal import AnyLine, Begin, Connected, End, Loaded, Received
 from mockdev.wire import writer
 from mockdev.wire.structs import (
     MULTIFD_DEVICE_STATE,
@@ -38,6 +38,7 @@ from tests.canaries.edits import (
 )
 from tests.canaries.script import (
     CONFIG,
+    CONFIGURED,
     DEVICES,
     MAIN,
     PAGE,
@@ -215,6 +216,33 @@ def capabilities(*names: str) -> Edit:
     return lambda s: setattr(s.find("configuration"), "data", data)
 
 
+def set_up(*roles: str, **settings: object) -> Edit:
+    """Ends that were set up otherwise; None: they do not say."""
+
+    def edit(s: Script) -> None:
+        told = {name: value for name, value in {**CONFIGURED, **settings}.items() if value is not None}
+        for role in roles or ("source", "target"):
+            s.edit(role, Begin, config=told)
+
+    return edit
+
+
+def target_of(*words: str) -> Edit:
+    """A QEMU as target, with that command line."""
+    return set_up("target", peer=None, ram_bytes=None, command=["qemu", *words])
+
+
+def block_bytes(size: int) -> Edit:
+    """Another length of pc.ram."""
+    old, new = (writer.ram_blocks([("pc.ram", length)]) for length in (RAM_BYTES, size))
+    return lambda s: s.replace("ram.start", old, new)
+
+
+def third_connection(s: Script) -> None:
+    """One that the source made and the capture lacks."""
+    s.say("source", Connected, channel="2", local="", peer="")
+
+
 def refused(s: Script) -> None:
     """The target refuses."""
     s.find("shut").data = writer.shut(1)
@@ -307,6 +335,33 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(5)), NO),  # twice: MP-12's
     ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(4)), YES),
     ("RS-12", lambda s: s.after("sync0.2", "0", packet(0, 9, b"x")), NO),  # is no RAM
+    ("CH-2", set_up("source", channels=3), YES),
+    ("CH-2", set_up("target", channels=1), YES),
+    ("CH-2", set_up(channels=3), YES),  # the source made too few
+    ("CH-2", set_up(channels=1), YES),
+    ("CH-2", both(set_up(channels=3), third_connection), NO),
+    ("CH-2", both(set_up(channels=2), third_connection), NO),
+    ("CH-2", both(set_up(channels=1), third_connection), YES),
+    ("CH-2", set_up(channels=None), NO),
+    ("RS-2", set_up("target", ram_bytes=RAM_BYTES + PAGE), YES),
+    ("RS-2", set_up("source", ram_bytes=RAM_BYTES + PAGE), NO),
+    ("RS-2", set_up("target", ram_bytes=None), NO),
+    ("RS-2", set_up("target", ram_bytes=RAM_BYTES + PAGE, peer="qemu"), NO),
+    ("RS-2", target_of("-m", "1M"), YES),
+    ("RS-2", both(target_of("-m", "1M"), block_bytes(1 << 20)), NO),
+    ("RS-2", both(target_of("-m", "2M"), block_bytes(1 << 20)), YES),
+    ("RS-2", both(target_of("-m", "1G"), block_bytes(1 << 30)), NO),
+    ("RS-2", target_of("-m", "1M", "-m", "2M"), NO),
+    ("RS-2", target_of("-m", "size=1M"), NO),
+    ("RS-2", target_of("-smp", "1M"), NO),
+    ("RS-2", target_of("-m", "1M", "-object", "memory-backend-file,id=ram"), NO),
+    ("MP-14", set_up("source", zero_pages="legacy"), YES),
+    ("MP-14", set_up("source", zero_pages="none"), YES),
+    ("MP-14", set_up("target", zero_pages="none"), NO),
+    ("MP-14", set_up("source", zero_pages=None), NO),
+    ("DS-12", set_up("source", transfer="main"), YES),
+    ("DS-12", set_up("target", transfer="main"), YES),
+    ("DS-12", set_up(transfer=None), NO),
     ("SM-1", on_main("switchover", writer.command(Command.SWITCHOVER_START)), YES),
     ("SM-2", on_main("switchover", writer.command(Command.SWITCHOVER_START)), NO),  # SM-1's
     ("SM-2", on_main("switchover", writer.ping(2)), YES),

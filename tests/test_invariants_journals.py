@@ -159,6 +159,7 @@ ONE_END: list[tuple[str, str, str, bool]] = [
     ("DS-13", "target", "L1", YES),
     ("DS-13", "target", "L0 L2", YES),
     ("DS-13", "target", "L0 L0", YES),
+    ("DS-13", "target", "L0 L0c", YES),
     ("DS-13", "target", "L0 L-1", YES),
     ("DS-13", "target", "L0 L-1c", NO),  # its config state came on the main channel
     ("DS-13", "target", "L0c L1", YES),
