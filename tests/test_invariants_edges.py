@@ -20,6 +20,7 @@ from mockdev.wire.structs import (
     Command,
     MultifdFlag,
     RamFlag,
+    ReturnPath,
     Tag,
     VfioTag,
 )
@@ -37,12 +38,14 @@ from tests.canaries.edits import (
     vfio_field,
 )
 from tests.canaries.script import (
+    BACK,
     CONFIG,
     CONFIGURED,
     DEVICES,
     MAIN,
     PAGE,
     RAM_BYTES,
+    Piece,
     Script,
     config_payload,
     good,
@@ -243,6 +246,48 @@ def third_connection(s: Script) -> None:
     s.say("source", Connected, channel="2", local="", peer="")
 
 
+def answers_early(before_ns: int) -> Edit:
+    """The target answers so long before the return path is opened."""
+
+    def edit(s: Script) -> None:
+        opened = s.pieces.index(s.find("open"))
+        for piece in s.pieces[opened:]:
+            piece.time_ns += 5_000_000_000
+        time_ns = s.pieces[opened].time_ns - before_ns
+        s.pieces.insert(opened, Piece("early", BACK, writer.pong(b"\0\0\0\1"), time_ns))
+
+    return edit
+
+
+def says_shut_early(before_ns: int, value: int = 0) -> Edit:
+    """SHUT comes so long before the end mark."""
+
+    def edit(s: Script) -> None:
+        end = s.pieces.index(s.find("eof"))
+        for piece in s.pieces[end:]:
+            piece.time_ns += 5_000_000_000
+        s.pieces.insert(end, Piece("early", BACK, writer.shut(value), s.pieces[end].time_ns - before_ns))
+
+    return edit
+
+
+def answer(kind: ReturnPath, data: bytes = b"", after: str = "pong") -> Edit:
+    """One more message on the return path."""
+    return lambda s: s.after(after, BACK, writer.return_path_message(kind, data))
+
+
+def start(number: int, name: str, version: int = 1) -> bytes:
+    """A START section."""
+    return section(Tag.SECTION_START, number, END, name=name, version=version)
+
+
+def described(**changes: object) -> Edit:
+    """Other words about globalstate in the description."""
+    devices = [writer.opaque_description(name, 0, 8) for name in DEVICES]
+    data = writer.end_of_stream([*devices, writer.globalstate_description() | changes])
+    return lambda s: setattr(s.find("eof"), "data", data)
+
+
 def refused(s: Script) -> None:
     """The target refuses."""
     s.find("shut").data = writer.shut(1)
@@ -395,6 +440,53 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("FR-13", on_main("vf0.start", writer.ping(2)), NO),
     ("EN-2", lambda s: s.replace("eof", b'"page_size": 4096', b'"page_sizf": 4096'), YES),
     ("EN-2", lambda s: s.replace("eof", b'{"configuration":', b'{"configuration";'), YES),
+    ("FR-6", on_main("vf1.start", start(4, DEVICES[1])), YES),
+    ("FR-6", on_main("vf1.start", start(9, "dirty-bitmap")), NO),
+    ("FR-6", on_main("vf1.end", section(Tag.SECTION_PART, 4, END)), YES),
+    ("FR-6", lambda s: s.drop("vf1.end"), YES),
+    ("FR-6", lambda s: s.drop("ram.end"), YES),
+    ("FR-7", on_main("vf1.start", section(Tag.SECTION_FULL, 4, b"xyz", name="other")), YES),
+    ("FR-7", on_main("vf1.start", section(Tag.SECTION_FULL, 9, b"xyz", name="other")), NO),
+    ("FR-10", on_main("vf1.full", section(Tag.SECTION_FULL, 9, b"xyz", name="other")), NO),
+    ("FR-11", lambda s: s.swap("vf0.full", "vf1.full"), YES),
+    ("FR-11", on_main("vf1.full", section(Tag.SECTION_FULL, 9, b"xyz", name="other")), YES),
+    ("FR-11", lambda s: s.drop("globalstate"), YES),
+    ("FR-11", described(vmsd_name=None, fields=None), YES),
+    ("FR-14", on_main("vf1.end", writer.ping(2)), YES),
+    ("FR-14", on_main("vf1.end", start(9, "late")), YES),
+    ("FR-14", on_main("globalstate", writer.ping(2)), YES),
+    ("FR-14", on_main("vf1.end", writer.command(Command.SWITCHOVER_START)), NO),
+    ("FR-14", on_main("switchover", writer.ping(2)), NO),
+    ("FR-14", both(on_main("vf1.end", writer.ping(2)), POSTCOPY), NO),
+    ("FR-16", lambda s: s.patch("ram.start", 13, be32(3)), YES),
+    ("FR-16", on_main("vf1.start", start(9, "other", 7)), NO),
+    ("FR-16", described(version=2), YES),
+    ("FR-16", described(version="1"), NO),
+    ("FR-16", described(version=2, name="other"), NO),  # FR-11's
+    ("FR-17", on_main("vf0.part", start(9, "late")), YES),
+    ("FR-17", on_main("ram.end", EARLY), NO),
+    ("FR-17", on_main("vf1.start", EARLY), NO),
+    ("FR-17", both(on_main("vf0.part", start(9, "late")), POSTCOPY), NO),
+    ("MP-8", lambda s: s.patch("ram1", MULTIFD_RAM.size + 8, number(0)), YES),
+    ("MP-8", lambda s: s.patch("ram2", MULTIFD_RAM.size, number(5 * PAGE)), NO),  # in the next round
+    ("RS-13", lambda s: s.patch("ram1", MULTIFD_RAM.size + 16, number(4 * PAGE)), YES),  # the last one
+    ("RS-13", lambda s: s.patch("ram0", MULTIFD_RAM.size, number(PAGE)), YES),  # the first
+    ("RS-13", lambda s: s.patch("ram0", MULTIFD_RAM.size + 8, number(0)), NO),  # comes in the next round
+    ("RP-1", answers_early(1_000_000_000), NO),
+    ("RP-1", answers_early(1_000_000_001), YES),
+    ("RP-2", answer(ReturnPath.PONG, bytes(3)), YES),
+    ("RP-3", answer(ReturnPath.PONG, b"\0\0\0\1"), YES),
+    ("RP-3", both(answer(ReturnPath.PONG, b"\0\0\0\1"), on_main("ping", writer.ping(1))), NO),
+    ("RP-3", both(answer(ReturnPath.PONG, b"\0\0\0\2"), on_main("ping", writer.ping(1))), YES),
+    ("RP-4", answer(ReturnPath.SWITCHOVER_ACK, after="shut"), YES),
+    ("RP-5", answer(ReturnPath.SWITCHOVER_ACK), YES),
+    ("RP-5", both(answer(ReturnPath.SWITCHOVER_ACK), machine("pc-q35-11.1")), NO),
+    ("RP-5", both(answer(ReturnPath.SWITCHOVER_ACK), machine("microvm")), NO),
+    ("RP-6", answer(ReturnPath.REQ_PAGES, bytes(12)), YES),
+    ("RP-6", both(answer(ReturnPath.REQ_PAGES, bytes(12)), POSTCOPY), NO),
+    ("RP-7", says_shut_early(1_000_000_000), NO),
+    ("RP-7", says_shut_early(1_000_000_001), YES),
+    ("RP-7", says_shut_early(1_000_000_001, 1), NO),  # it failed
     ("RP-8", refused, YES),
     ("RP-8", both(refused, lambda s: s.edit("target", End, outcome="failed")), NO),
     ("RP-8", both(refused, lambda s: s.edit("target", End, outcome="cancelled")), NO),
