@@ -169,9 +169,12 @@ ONE_END: list[tuple[str, str, str, bool]] = [
     ("DS-14", "target", "L0", YES),
     ("DS-14", "target", "R0 L0 L0", YES),
     ("DS-14", "target", "R0 R1 L0 L2 L1", YES),
+    ("DS-14", "target", "R0 L1", YES),
     ("DS-14", "target", "R0 R1 R2", NO),  # it broke off
     ("DS-14", "target", "L-1", NO),
     ("DS-16", "source", "STOP>COPY r0+10 r10+5 r15+0", NO),
+    ("DS-16", "source", "r0+10 r10+5", NO),
+    ("DS-16", "source", "r1+5", YES),
     ("DS-16", "source", "STOP>COPY r10+5", YES),
     ("DS-16", "source", "STOP>COPY r0+10 r12+1", YES),
     ("DS-16", "source", "STOP>COPY r0+10 r0+10", YES),
@@ -436,3 +439,22 @@ def test_of_a_trace_log(name: str, words: str, guilty: bool) -> None:
     assert (name in {violation.id for violation in report.violations}) == guilty
     judged_at_all = "ld" in words and ("bufs" in words or "active" in words)
     assert (name in report.exercised.invariants) == (judged_at_all or guilty)
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "words", "lines"),
+    [
+        ("DS-17", "source", "S1", [1]),
+        ("DS-17", "source", "S0 S2", [1, 2]),
+        ("DS-13", "target", "L1", [1]),
+        ("DS-13", "target", "L-1 L0 L2", [2, 3]),
+        ("DS-16", "source", "r1+5", [1]),
+        ("DS-16", "source", "STOP>COPY r0+5 r7+1", [2, 3]),
+        ("ST-1", "source", "RUN>STOP STOP>COPY STOP>P2P", [3, 1]),
+        ("ST-12", "source", "stop STOP>RUN STOP>RUN S0", [1, 2, 4]),
+        ("ST-7", "source", "STOP>COPY r0+0 r0+0 r0+1", [2, 4]),
+    ],
+)
+def test_the_lines_that_show_it_are_named(name: str, role: str, words: str, lines: list[int]) -> None:
+    found = next(v for v in judged({role: words}).violations if v.id == name)
+    assert [witness.offset for witness in found.witnesses] == lines  # the number of the line, here

@@ -209,8 +209,7 @@ class LoadedWasReceived(Invariant[Received | Loaded]):
             self.balance[idx] = left
             self.last[idx] = seen
         else:
-            self.balance.pop(idx, None)
-            self.last.pop(idx, None)
+            del self.balance[idx], self.last[idx]
 
     def at_end(self) -> Iterator[Finding]:
         for idx, left in sorted(self.balance.items()):
