@@ -53,6 +53,7 @@ from tests.canaries.script import (
     pages,
 )
 from verifier.check import check_path
+from verifier.history import facts as facts_module
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
 from verifier.invariants.feed import Feed
@@ -288,6 +289,33 @@ def described(**changes: object) -> Edit:
     return lambda s: setattr(s.find("eof"), "data", data)
 
 
+def without(*labels: str) -> Edit:
+    """Pieces left out."""
+
+    def edit(s: Script) -> None:
+        for label in labels:
+            s.drop(label)
+
+    return edit
+
+
+def without_channels(s: Script) -> None:
+    """No multifd connection."""
+    s.pieces[:] = [piece for piece in s.pieces if piece.where in (MAIN, BACK)]
+
+
+def over_main(s: Script) -> None:
+    """The second device's state on the main channel."""
+    without("vf1.0", "vf1.1", "vf1.2")(s)
+    s.replace("vf1.end", END, writer.vfio_data(3) + b"abc" + END)
+    s.replace("vf1.full", END, config_payload())
+
+
+def cut_short(s: Script) -> None:
+    """A channel that ends inside a packet."""
+    s.after("sync0.2", "0", writer.sync_packet(99)[:100])
+
+
 def refused(s: Script) -> None:
     """The target refuses."""
     s.find("shut").data = writer.shut(1)
@@ -407,6 +435,12 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("DS-12", set_up("source", transfer="main"), YES),
     ("DS-12", set_up("target", transfer="main"), YES),
     ("DS-12", set_up(transfer=None), NO),
+    ("DS-6", more_buffers(2), NO),  # DS-5's
+    ("DS-11", without("vf1.0", "vf1.1", "vf1.2"), YES),  # neither way
+    ("DS-11", both(without("vf1.0", "vf1.1", "vf1.2"), cut_short), NO),
+    ("DS-11", both(without("eof"), without_channels), NO),
+    ("DS-11", without_channels, YES),
+    ("DS-11", over_main, NO),
     ("SM-1", on_main("switchover", writer.command(Command.SWITCHOVER_START)), YES),
     ("SM-2", on_main("switchover", writer.command(Command.SWITCHOVER_START)), NO),  # SM-1's
     ("SM-2", on_main("switchover", writer.ping(2)), YES),
@@ -556,3 +590,12 @@ def test_sets_that_wait_for_too_much_are_given_up_and_give_their_room_back() -> 
     assert indexes.add(1)
     assert facts.waiting_room == 1
     assert indexes.gap == 3
+
+
+def test_what_waits_for_too_long_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts_module, "WAITING_MAX", 0)
+    script = good()
+    script.swap("vf0.0", "vf0.2")
+    script.swap("ram0", "sync0.1")
+    report = judge(script)
+    assert {unknown.id for unknown in report.unknown} == {"DS-5", "DS-10", "MP-12"}
