@@ -299,6 +299,14 @@ def without(*labels: str) -> Edit:
     return edit
 
 
+def second_instance(s: Script) -> None:
+    """The second device has the instance id 1, wherever it is named."""
+    for label in ("vf1.start", "vf1.full"):
+        s.patch(label, 6 + len(NAME), be32(1))
+    for label in ("vf1.0", "vf1.1", "vf1.2"):
+        device_field(s, label, "instance_id", be32(1))
+
+
 def without_channels(s: Script) -> None:
     """No multifd connection."""
     s.pieces[:] = [piece for piece in s.pieces if piece.where in (MAIN, BACK)]
@@ -307,7 +315,7 @@ def without_channels(s: Script) -> None:
 def over_main(s: Script) -> None:
     """The second device's state on the main channel."""
     without("vf1.0", "vf1.1", "vf1.2")(s)
-    s.replace("vf1.end", END, writer.vfio_data(3) + b"abc" + END)
+    s.replace("vf1.end", END, 5 * (writer.vfio_data(3) + b"abc") + END)
     s.replace("vf1.full", END, config_payload())
 
 
@@ -342,7 +350,7 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("DS-1", flags_of("sync0.1", MultifdFlag.SYNC | BIT), NO),
     ("DS-1", zero_pages_only, NO),
     ("DS-2", another_name(NAME.ljust(255, b"\0") + b"x"), YES),
-    ("DS-2", another_name((NAME + b"\0x").ljust(256, b"\0")), YES),
+    ("DS-2", another_name((NAME + b"\0X").ljust(256, b"\0")), YES),
     ("DS-2", lambda s: device_field(s, "vf1.0", "instance_id", be32(7)), YES),
     ("DS-3", short_packet(11), YES),
     ("DS-3", short_packet(0), NO),  # BC-2's
@@ -441,6 +449,12 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("DS-11", both(without("eof"), without_channels), NO),
     ("DS-11", without_channels, YES),
     ("DS-11", over_main, NO),
+    ("DS-11", second_instance, NO),
+    ("DS-2", second_instance, NO),
+    ("DS-2", another_name(b"x" * 256), YES),  # no NUL at all
+    ("MP-6", lambda s: ram_field(s, "ram1", "ramblock", b"x" * 256), YES),
+    ("DS-6", both(without("vf1.0"), lambda s: vfio_field(s, "vf1.2", 1, 0)), YES),
+    ("DS-6", both(without("vf1.1", "vf1.2"), short_packet(11)), NO),  # DS-3's
     ("SM-1", on_main("switchover", writer.command(Command.SWITCHOVER_START)), YES),
     ("SM-2", on_main("switchover", writer.command(Command.SWITCHOVER_START)), NO),  # SM-1's
     ("SM-2", on_main("switchover", writer.ping(2)), YES),
@@ -590,6 +604,16 @@ def test_sets_that_wait_for_too_much_are_given_up_and_give_their_room_back() -> 
     assert indexes.add(1)
     assert facts.waiting_room == 1
     assert indexes.gap == 3
+
+
+def test_a_name_that_is_padded_wrongly_is_told_of_once() -> None:
+    script = good()
+    for label in ("vf1.0", "vf1.1"):
+        device_field(script, label, "idstr", (NAME + b"\0X").ljust(256, b"\0"))
+    for label in ("ram0", "ram1"):
+        ram_field(script, label, "ramblock", b"pc.ram\0X")
+    found = [violation.id for violation in judge(script).violations]
+    assert found.count("DS-2") == found.count("MP-6") == 1
 
 
 def test_what_waits_for_too_long_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ class DeviceKnown(Invariant[DeviceStateFrame]):
         if key in self.names or len(self.names) >= _DEVICES_MAX:
             return
         field = event.head.idstr
-        if field[-1] or field[field.find(b"\0") :].strip(b"\0"):
+        if field[field.find(b"\0") :].strip(b"\0"):  # of one without a NUL, its last byte
             yield Finding("the idstr is not padded with zeros", (seen,))
         self.names[key] = seen.device, seen
 

@@ -223,7 +223,7 @@ class BlockName(Invariant[RamFrame]):
         field = event.head.ramblock
         if event.head.flags & _SYNC or field in self.names:
             return
-        if field[field.find(b"\0") :].strip(b"\0") or field[-1]:
+        if field[field.find(b"\0") :].strip(b"\0"):  # of one without a NUL, its last byte
             yield Finding("the block name is not padded with zeros", (seen,))
         if len(self.names) < _NAMES_MAX:
             self.names[field] = seen
