@@ -449,6 +449,10 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("DS-11", both(without("eof"), without_channels), NO),
     ("DS-11", without_channels, YES),
     ("DS-11", over_main, NO),
+    ("DS-11", on_main("vf0.part", section(Tag.SECTION_PART, 3, 2 * (writer.vfio_data(1) + b"x") + END)), YES),
+    ("DS-11", on_main("vf0.part", section(Tag.SECTION_PART, 3, writer.vfio_data(1) + b"x" + END)), NO),
+    ("DS-11", on_main("vf0.part", section(Tag.SECTION_PART, 3, config_payload())), YES),
+    ("DS-11", lambda s: s.replace("vf1.start", writer.vfio_tag(VfioTag.DEV_SETUP_STATE) + END, END), YES),
     ("DS-11", second_instance, NO),
     ("DS-2", second_instance, NO),
     ("DS-2", another_name(b"x" * 256), YES),  # no NUL at all
