@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mockdev.journal import AnyLine, Begin, Connected, End, Loaded, Received
+from mockdev.journal import AnyLine, Begin, Connected, End, Image, Loaded, Received, Sent
 from mockdev.wire import writer
 from mockdev.wire.structs import (
     MULTIFD_DEVICE_STATE,
@@ -324,6 +324,16 @@ def cut_short(s: Script) -> None:
     s.after("sync0.2", "0", writer.sync_packet(99)[:100])
 
 
+def images(**changes: str) -> Edit:
+    """What both ends say of the first device's state."""
+
+    def edit(s: Script) -> None:
+        for role in ("source", "target"):
+            s.edit(role, Image, where={"device": VF}, **changes)
+
+    return edit
+
+
 def refused(s: Script) -> None:
     """The target refuses."""
     s.find("shut").data = writer.shut(1)
@@ -459,6 +469,12 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("MP-6", lambda s: ram_field(s, "ram1", "ramblock", b"x" * 256), YES),
     ("DS-6", both(without("vf1.0"), lambda s: vfio_field(s, "vf1.2", 1, 0)), YES),
     ("DS-6", both(without("vf1.1", "vf1.2"), short_packet(11)), NO),  # DS-3's
+    ("EQ-1", images(digest="xxh3-128:0"), YES),  # the wire has another
+    ("EQ-1", images(config_digest="xxh3-128:0"), YES),
+    ("EQ-1", images(config_digest=""), NO),
+    ("EQ-5", lambda s: s.say("source", Sent, device=VF, idx=9, size=1, channel="0"), YES),
+    ("EQ-5", lambda s: s.say("source", Sent, device=VF, idx=-1, size=1, channel="main"), NO),
+    ("EQ-5", both(lambda s: s.say("source", Sent, device=VF, idx=9, size=1, channel="0"), cut_short), NO),
     ("SM-1", on_main("switchover", writer.command(Command.SWITCHOVER_START)), YES),
     ("SM-2", on_main("switchover", writer.command(Command.SWITCHOVER_START)), NO),  # SM-1's
     ("SM-2", on_main("switchover", writer.ping(2)), YES),

@@ -8,7 +8,8 @@ looks at, so that each word matters. The words of a line (see `lines_of`):
   S0 T0 R0 L0  a buffer saved, sent, received, loaded  r10+5, w10+5    5 bytes at 10 read, written
   S3c=20 T0/1  the config state, of 20 bytes; channel  completed       the end (also failed, cancelled)
   b:S0         of device b, not a                      deadline        it gives up; error: it fails
-  @30          it is that second                       image           all of the device passed here
+  @30          it is that second                       equal, wrong    what was loaded is what it should be
+  image=9/x/c  all of the device passed here: size, digest, the config state's digest
   COMPLETED    the end, as a QEMU's events tell it
 
 And of a QEMU's trace log: in0, ld0, end0 (a buffer comes in, is loaded, has been), bufs, conf, cleanup (the
@@ -35,6 +36,7 @@ from mockdev.journal import (
     Saved,
     Sent,
     State,
+    Verified,
     Wrote,
 )
 from verifier.history.observation import JOURNAL, QMP_LOG, TRACE_LOG, LoadTrace, QmpEvent, Said, StatusTrace
@@ -96,8 +98,11 @@ def line_of(word: str, t: int) -> AnyLine | QmpEvent:
         if found[1] == "L":
             return Loaded(t=t, device=name, idx=idx, size=size, config=config, queued_bytes=0)
         return Received(t=t, device=name, idx=idx, size=size, config=config, channel=channel, queued_bytes=0)
-    if what == "image":
-        return Image(t=t, device=name, size=10, digest="xxh3-128:0")
+    if what.startswith("image"):
+        whole, digest, own = (*what.partition("=")[2].split("/"), "", "", "")[:3]
+        return Image(t=t, device=name, size=int(whole or 0), digest=digest, config_digest=own)
+    if what in ("equal", "wrong"):
+        return Verified(t=t, device=name, equal=what == "equal", wrong_at=0)
     if what in ("completed", "failed", "cancelled"):
         return End(t=t, outcome=what, runs=False)
     if what in ("COMPLETED", "FAILED"):
@@ -347,6 +352,26 @@ BOTH: list[tuple[str, str, str, bool]] = [
     ("EQ-4", "qemu r0+10 r10+0 COMPLETED", "L0=10 L1c=7 completed", NO),  # its config state is its own
     ("EQ-4", "S0=10 S1c=7 completed", "qemu w0+10 COMPLETED", NO),
     ("EQ-4", "S0=10 S1c=7 completed", "qemu w0+9 COMPLETED", YES),
+    ("EQ-1", "image=9/x completed", "image=9/x completed", NO),
+    ("EQ-1", "image=9/x completed", "image=9/y completed", YES),
+    ("EQ-1", "image=9/x completed", "image=8/y completed", YES),
+    ("EQ-1", "image=9/x failed", "image=8/y failed", NO),  # it broke off
+    ("EQ-1", "image=9/x failed", "image=9/y failed", YES),
+    ("EQ-1", "image=9/x", "image=9/y", YES),
+    ("EQ-1", "image=9/y image=9/x completed", "image=9/x completed", NO),  # begun anew
+    ("EQ-1", "image=9/x/c completed", "image=9/x/d completed", YES),
+    ("EQ-1", "image=9/x/c failed", "image=8/y/d failed", NO),
+    ("EQ-1", "image=9/x/c completed", "image=9/x completed", NO),
+    ("EQ-1", "qemu image=9/x/c COMPLETED", "qemu image=9/x/d COMPLETED", NO),  # a QEMU's own
+    ("EQ-1", "qemu image=9/x/c COMPLETED", "qemu image=9/y/c COMPLETED", YES),
+    ("EQ-1", "image=9/x b:image=9/y completed", "image=9/x b:image=9/y completed", NO),
+    ("EQ-2", "completed", "equal completed", NO),
+    ("EQ-2", "completed", "wrong completed", YES),
+    ("EQ-2", "failed", "wrong failed", YES),
+    ("EQ-2", "COMPLETED", "qemu equal COMPLETED", NO),
+    ("EQ-2", "COMPLETED", "qemu wrong COMPLETED", YES),
+    ("EQ-2", "FAILED", "qemu wrong FAILED", NO),
+    ("EQ-2", "", "qemu wrong", NO),
     ("EN-6", "failed", "completed", YES),
     ("EN-6", "completed", "completed", NO),
     ("EN-6", "completed", "failed", NO),
@@ -458,3 +483,26 @@ def test_of_a_trace_log(name: str, words: str, guilty: bool) -> None:
 def test_the_lines_that_show_it_are_named(name: str, role: str, words: str, lines: list[int]) -> None:
     found = next(v for v in judged({role: words}).violations if v.id == name)
     assert [witness.offset for witness in found.witnesses] == lines  # the number of the line, here
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "target", "unsure"),
+    [
+        ("EQ-1", "image=9/x completed", "completed", YES),
+        ("EQ-1", "image=9/x completed", "image=9/x completed", NO),
+        ("EQ-1", "image=9/x failed", "image=8/y failed", YES),
+        ("EQ-2", "", "qemu wrong", YES),
+        ("EQ-2", "COMPLETED", "qemu equal COMPLETED", NO),
+        ("EQ-2", "FAILED", "qemu wrong FAILED", NO),
+        ("ST-5", "completed", "STOP>LOAD", YES),
+        ("ST-5", "completed", "STOP>LOAD LOAD>STOP completed", NO),
+        ("LV-1", "", "switchover-start R0 R1c @90 deadline", YES),
+        ("LV-1", "", "switchover-start R0 L0 R1c L1c @90 deadline", NO),
+        ("LV-3", "", "L0c end-of-stream @90 deadline", YES),
+        ("LV-4", "shut @90 deadline", "", YES),
+    ],
+)
+def test_what_cannot_be_told_is_unknown(name: str, source: str, target: str, unsure: bool) -> None:
+    report = judged({"source": source, "target": target})
+    assert (name in {unknown.id for unknown in report.unknown}) == unsure
+    assert name not in {violation.id for violation in report.violations}
