@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench docs qemu
+.PHONY: help run test lint bench docs mutate qemu
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,6 +30,10 @@ bench: .venv/ready ## throughput of a migration and speed of the judge, as ratio
 
 docs: .venv/ready ## write docs/catalogue.md and docs/wire.md from the code
 	$(BIN)/python -m docs.generate
+
+mutate: .venv/ready ## which small faults no test would notice (ARGS="--sample 40 verifier.invariants.caps"); hours
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[mutation]'
+	nice $(BIN)/python -m tests.mutation $(ARGS)
 
 qemu: ## a second, newer QEMU in .qemu, which the interop tests need (300 MB)
 	.ci/qemu .qemu
