@@ -458,6 +458,7 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("DS-11", both(without("vf1.0", "vf1.1", "vf1.2"), cut_short), NO),
     ("DS-11", both(without("eof"), without_channels), NO),
     ("DS-11", without_channels, YES),
+    ("DS-11", without("vf0.0", "vf0.1", "vf0.2", "vf0.3"), YES),
     ("DS-11", over_main, NO),
     ("DS-11", on_main("vf0.part", section(Tag.SECTION_PART, 3, 2 * (writer.vfio_data(1) + b"x") + END)), YES),
     ("DS-11", on_main("vf0.part", section(Tag.SECTION_PART, 3, writer.vfio_data(1) + b"x" + END)), NO),
