@@ -28,6 +28,13 @@ KILLED = {1, 3, 24, 36, 152, 255}  # exit codes of tests that failed or ran out 
 LEFT_OUT = 9
 VARIANTS = {"flips", "laws"}  # tests, by file
 AGAIN = {"feed", "orders", "check_inputs", "check_traces", "check_verdict"}
+OF_ONE = {  # tests of one module's invariants
+    "arcs": "states",
+    "liveness": "liveness",
+    "outcome": "outcome",
+    "passports": "passport",
+    "statuses": "statuses",
+}
 OF_REPORTS = {"feed", "judge", "reporting", "traces"}  # modules for which these count as well
 _VARIANT = re.compile(r"(?P<of>x.*)__mutmut_(?P<number>\d+|orig)$")
 _ID = re.compile(r"[A-Z]{2}-\d+")
@@ -72,6 +79,8 @@ def pytest_collection_modifyitems(items: list[Any], config: Any) -> None:
     alike = {i.passport.id for i in INVARIANTS if i.passport.severity in severities}
     known = {i.passport.id for i in INVARIANTS}
 
+    here = module.rpartition(".")[2]
+
     def rank(item: Any) -> int:
         named = set(_ID.findall(item.callspec.id)) & known if hasattr(item, "callspec") else set()
         if named & ids:
@@ -79,7 +88,11 @@ def pytest_collection_modifyitems(items: list[Any], config: Any) -> None:
         file = item.path.stem.removeprefix("test_").removeprefix("invariants_")
         if file == "canaries":
             return 1 if not named else 2 if named & alike else LEFT_OUT
-        if file in VARIANTS or (file in AGAIN and module.rpartition(".")[2] not in OF_REPORTS):
+        if (
+            file in VARIANTS
+            or (file in AGAIN and here not in OF_REPORTS)
+            or (file in OF_ONE and OF_ONE[file] != here)
+        ):
             return LEFT_OUT
         return 1 if file in ("edges", "journals", "judge") else 3
 

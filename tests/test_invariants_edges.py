@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mockdev.journal import AnyLine, Begin, Connected, End, Image, Loaded, Received, Sent
+from mockdev.journal import AnyLine, Begin, Connected, End, Image, Loaded, Read, Received, Sent, Wrote
 from mockdev.wire import writer
 from mockdev.wire.structs import (
     MULTIFD_DEVICE_STATE,
@@ -37,6 +37,7 @@ from tests.canaries.edits import (
     section,
     vfio_field,
 )
+from tests.canaries.lent import lend, retold
 from tests.canaries.script import (
     BACK,
     CONFIG,
@@ -589,6 +590,52 @@ def test_a_connection_is_closed_before_shut(
     script.ends[where] = kind
     script.write_folder(tmp_path)
     assert ("EN-5" in {violation.id for violation in check_path(tmp_path).violations}) == accused
+
+
+def recorded(**changes: object) -> Edit:
+    """What run.json says."""
+    return lambda s: s.record.update(changes)
+
+
+def passed_less(role: str, kind: type) -> Edit:
+    """A QEMU reads, or writes, one byte less of the second device."""
+    return lambda s: s.edit(role, kind, where={"device": DEVICES[1], "offset": 40}, size=39)
+
+
+READ_TO_79: Edit = lambda s: s.edit("source", Read, where={"device": DEVICES[1], "size": 0}, offset=79)  # noqa: E731
+DIFFERS = {"equal": False, "pages": 6, "devices": 2, "difference": "here"}
+UNTOLD = {"equal": None, "pages": 0, "devices": 0}
+
+OF_QEMUS: list[tuple[str, Edit, bool]] = [
+    ("EQ-6", both(passed_less("source", Read), READ_TO_79), YES),
+    ("EQ-6", passed_less("target", Wrote), YES),
+    ("EQ-6", both(passed_less("source", Read), READ_TO_79, refused), NO),
+    ("EQ-7", recorded(guest_ram=DIFFERS), YES),
+    ("EQ-7", recorded(guest_ram=UNTOLD), NO),
+    ("EQ-7", both(recorded(guest_ram=DIFFERS), refused), NO),  # it did not complete
+    ("EQ-8", recorded(pci=DIFFERS), YES),
+    ("EQ-8", recorded(pci=UNTOLD), NO),
+    ("EQ-8", both(recorded(pci=DIFFERS), refused), NO),
+    ("TR-3", lambda s: retold(s, "source", "packet_num 3 ", "packet_num 2 "), YES),
+    ("TR-3", lambda s: retold(s, "target", "packet_num 3 ", "packet_num 2 "), YES),
+    ("TR-3", lambda s: retold(s, "target", "next packet size 8192", "next packet size 8191"), YES),
+    ("TR-4", lambda s: retold(s, "source", "channel 0 packets 5", "channel 0 packets 4"), YES),
+    ("TR-4", lambda s: retold(s, "target", "channel 0 packets 8", "channel 0 packets 9"), YES),
+    (
+        "TR-4",
+        both(lambda s: retold(s, "target", "channel 0 packets 8", "channel 0 packets 9"), cut_short),
+        NO,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "edit", "accused"), OF_QEMUS)
+def test_on_its_side_of_the_line_between_qemus(name: str, edit: Edit, accused: bool, tmp_path: Path) -> None:
+    script = good()
+    lend(script)
+    edit(script)
+    script.write_folder(tmp_path)
+    assert (name in {violation.id for violation in check_path(tmp_path).violations}) == accused
 
 
 @given(st.permutations(range(8)), st.integers(0, 8), st.lists(st.integers(0, 7), max_size=3))
