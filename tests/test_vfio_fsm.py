@@ -92,6 +92,17 @@ def test_all_cells_are_the_shortest_ways(flags: MigrationFlags) -> None:
 
 
 @pytest.mark.parametrize("flags", FLAG_SETS)
+def test_each_step_is_the_first_of_its_way(flags: MigrationFlags) -> None:
+    for here, target in product(State, State):
+        ways = shortest(NAMES[here], NAMES[target], flags)
+        if ways:
+            assert NAMES[next_step(here, target, flags)] == (ways[0][0] if ways[0] else NAMES[here])
+        else:  # also where only a later step would find no way
+            with pytest.raises(DeviceError):
+                next_step(here, target, flags)
+
+
+@pytest.mark.parametrize("flags", FLAG_SETS)
 def test_only_the_last_arc_gives_a_file(flags: MigrationFlags) -> None:
     for here, target in product(State, State):
         if not shortest(NAMES[here], NAMES[target], flags):
