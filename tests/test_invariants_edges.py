@@ -638,6 +638,14 @@ def test_on_its_side_of_the_line_between_qemus(name: str, edit: Edit, accused: b
     assert (name in {violation.id for violation in check_path(tmp_path).violations}) == accused
 
 
+def test_what_was_not_compared_is_not_said_to_hold(tmp_path: Path) -> None:
+    script = good()
+    lend(script)
+    recorded(guest_ram=UNTOLD, pci=UNTOLD)(script)
+    script.write_folder(tmp_path)
+    assert not {"EQ-7", "EQ-8"} & check_path(tmp_path).exercised.invariants.keys()
+
+
 @given(st.permutations(range(8)), st.integers(0, 8), st.lists(st.integers(0, 7), max_size=3))
 def test_a_set_of_indexes_knows_what_came_and_what_is_missing(
     order: list[int], count: int, again: list[int]

@@ -325,6 +325,7 @@ BOTH: list[tuple[str, str, str, bool]] = [
     ("ST-5", "completed", "STOP>LOAD LOAD>STOP! completed", YES),
     ("ST-5", "completed", "STOP>LOAD LOAD>STOP completed", NO),
     ("ST-5", "completed", "STOP>LOAD LOAD>ERROR! completed", YES),
+    ("ST-5", "completed", "STOP>LOAD LOAD>STOP STOP>ERROR! completed", YES),
     ("ST-5", "completed", "STOP>LOAD! completed", NO),
     ("ST-5", "failed", "STOP>LOAD failed", NO),
     ("ST-8", "r0+5 COMPLETED", "COMPLETED", YES),

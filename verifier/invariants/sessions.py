@@ -201,7 +201,7 @@ class ReadyBeforeRun(Invariant[State]):
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
         self.exercised = False
-        self.waiting: dict[str, Said] = {}  # loaded, and not yet ready to run
+        self.waiting: set[str] = set()  # loaded, and not yet ready to run
         self.running: Said | None = None  # the first that ran while another was waiting
         self.finding: Finding | None = None
 
@@ -210,9 +210,9 @@ class ReadyBeforeRun(Invariant[State]):
             return iter(())
         name, old, new = event.device, event.old, event.new
         if new == "RESUMING":
-            self.waiting[name] = seen
+            self.waiting.add(name)
         elif name in self.waiting and new == "RUNNING_P2P":
-            del self.waiting[name]
+            self.waiting.remove(name)
             if self.running is not None and self.finding is None:
                 self.finding = Finding(f"another runs before {name} is ready", (self.running, seen))
         elif old == "RUNNING_P2P" and new == "RUNNING":
@@ -220,7 +220,7 @@ class ReadyBeforeRun(Invariant[State]):
             if self.waiting:
                 self.running = self.running or seen
         elif new == "RUNNING":  # reset or closed
-            self.waiting.pop(name, None)
+            self.waiting.discard(name)
         return iter(())
 
     def at_end(self) -> Iterator[Finding]:
