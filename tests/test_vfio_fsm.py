@@ -9,7 +9,7 @@ from itertools import pairwise, product
 import pytest
 
 from mockdev.errors import DeviceError
-from mockdev.vfio.fsm import FileKind, closes, next_step, opens, walk
+from mockdev.vfio.fsm import FileKind, closes, has_state, next_step, opens, walk
 from mockdev.vfio.uapi import MigrationFlags, State
 
 FLAG_SETS = [MigrationFlags(value) for value in (1, 3, 5, 7)]
@@ -127,6 +127,20 @@ def test_the_arcs_that_open_and_close_files() -> None:
         ("stop-copy", "stop"),
         ("resuming", "stop"),
     }
+
+
+def test_an_error_ends_the_file_and_has_none() -> None:
+    for state in State:
+        assert opens(state, State.ERROR) is None
+    assert closes(State.STOP_COPY, State.ERROR) is FileKind.SAVE
+    assert closes(State.RESUMING, State.ERROR) is FileKind.RESUME
+    assert closes(State.RUNNING, State.ERROR) is closes(State.ERROR, State.RUNNING) is None
+
+
+def test_a_device_that_cannot_stop_and_copy_has_no_state_but_error() -> None:
+    for state in State:
+        assert has_state(MigrationFlags(6), state) == (state is State.ERROR)
+    assert has_state(MigrationFlags(0), State.ERROR)
 
 
 def test_a_pause_from_pre_copy_runs_the_device_again() -> None:

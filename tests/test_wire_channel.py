@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
+
 import pytest
 
 from mockdev.errors import LocalProtocolError, RemoteProtocolError
@@ -21,6 +24,63 @@ def test_every_phase_can_be_reached_and_closes(table: Table) -> None:
         reached = more
     assert reached == set(table)
     assert all(Event.CLOSE in table[p] for p in reached - {Phase.CLOSED})
+
+
+# What a channel may carry, as regular expressions: any beginning of it, and a close.
+LETTERS = {
+    Event.INIT: "i",
+    Event.SYNC: "y",
+    Event.RAM: "r",
+    Event.DEVICE_STATE: "d",
+    Event.HEADER: "h",
+    Event.CONFIGURATION: "c",
+    Event.COMMAND: "m",
+    Event.SWITCHOVER: "w",
+    Event.START: "s",
+    Event.PART: "p",
+    Event.END: "e",
+    Event.FULL: "f",
+    Event.EOF: "o",
+    Event.DESCRIPTION: "v",
+    Event.CLOSE: "x",
+}
+GRAMMARS = [
+    (MULTIFD, r"(i(y[yrd]*)?)?x?"),
+    # header, configuration; set-up; iterations; the switch; ends, devices; the end mark, its description
+    (MAIN, r"(h(c[msf]*(p[mp]*)?w?(e+f*(ov?)?)?)?)?x?"),
+]
+
+
+def accepts(table: Table, way: tuple[Event, ...]) -> bool:
+    """Whether a channel may carry that."""
+    course = Course(table, "main", local=False)
+    try:
+        for event in way:
+            course.take(event)
+    except RemoteProtocolError:
+        return False
+    return True
+
+
+def ways_to_phases(table: Table) -> dict[Phase, tuple[Event, ...]]:
+    """A shortest way to each phase."""
+    ways: dict[Phase, tuple[Event, ...]] = {Phase.NEW: ()}
+    waiting = [Phase.NEW]
+    for phase in waiting:
+        for event, after in table[phase].items():
+            if after not in ways:
+                ways[after] = (*ways[phase], event)
+                waiting.append(after)
+    return ways
+
+
+@pytest.mark.parametrize(("table", "grammar"), GRAMMARS)
+def test_the_table_says_what_the_grammar_says(table: Table, grammar: str) -> None:
+    for way in ways_to_phases(table).values():
+        for one, other in product(Event, [None, *Event]):
+            longer = (*way, one) if other is None else (*way, one, other)
+            letters = "".join(LETTERS[event] for event in longer)
+            assert accepts(table, longer) == bool(re.fullmatch(grammar, letters)), letters
 
 
 def test_pages_before_the_first_sync_are_refused_at_both_ends() -> None:
