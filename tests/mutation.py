@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="at most N of each file")
     parser.add_argument("--seed", type=int, default=1, help="which N")
     parser.add_argument("--survivors", action="store_true", help="only those that survived the last time")
+    parser.add_argument("--new", action="store_true", help="only those that were not tried yet")
     parser.add_argument("--report", action="store_true", help="try none, say what is known")
     args = parser.parse_args()
     if not args.report:
@@ -198,12 +199,16 @@ def main() -> None:
         names = sorted(one.name for one in mutants if not one.text)
         if args.sample:
             names = random.Random(args.seed).sample(names, min(args.sample, len(names)))
-        codes = results_of(file)
-        if args.survivors:
-            names = [name for name in names if codes[name] == 0]
         chosen[file] = names
     if not args.report:
-        mutmut([name for names in chosen.values() for name in names])
+        codes = {name: code for file in chosen for name, code in results_of(file).items()}
+        names = [name for names in chosen.values() for name in names]
+        if args.survivors:
+            names = [name for name in names if codes[name] == 0]
+        if args.new:
+            names = [name for name in names if codes[name] is None]
+        if names:
+            mutmut(names)
     print("| file | made | text only | tried | killed | survived |\n|---|---|---|---|---|---|")
     alive = []
     for file, names in chosen.items():

@@ -55,6 +55,13 @@ def test_everything_missing_is_named(case: tuple[int, set[int]]) -> None:
     assert ("the config buffer" in said) == (last in absent)
 
 
+@pytest.mark.parametrize(("gaps", "more"), [(1, False), (8, False), (9, True)])
+def test_no_more_than_eight_are_named(gaps: int, more: bool) -> None:
+    assembly: Assembly[bytes] = Assembly(DEVICE)
+    assembly.insert(buffer(gaps))
+    assert ("and more" in assembly.missing()) == more
+
+
 @pytest.mark.parametrize(
     ("before", "bad", "field", "words"),
     [
@@ -112,6 +119,7 @@ def test_how_far_ahead_a_buffer_is_counts_from_the_next() -> None:
     for idx in range(3):
         assembly.insert(buffer(idx))
         assembly.take()
+    assert assembly.reorder_max == 0
     with pytest.raises(RemoteProtocolError, match="buffer 8 is 5 ahead"):
         assembly.insert(buffer(8))
     assembly.insert(buffer(7))

@@ -309,6 +309,7 @@ def test_late_nothing_is_loaded_before_all_devices_have_everything() -> None:
     assert plan.total == plan.total_max == 33
     loads = []
     while (job := plan.take()) is not None:
+        assert not plan.complete  # one device after the other is
         plan.written(job)
         plan.loaded(job)
         loads.append((job.device, job.buffer.idx))
