@@ -71,9 +71,7 @@ def pytest_collection_modifyitems(items: list[Any], config: Any) -> None:
     from verifier.invariants import INVARIANTS
 
     theirs = [i for i in INVARIANTS if i.__module__ == module]
-    own = [i for i in theirs if i.__name__ == rest.strip("ǁ").partition("ǁ")[0]] or theirs
-    if not own:
-        return
+    own = [i for i in theirs if i.__name__ == rest.strip("ǁ").partition("ǁ")[0]] or theirs or INVARIANTS
     ids = {i.passport.id for i in own}
     severities = {i.passport.severity for i in own}
     alike = {i.passport.id for i in INVARIANTS if i.passport.severity in severities}
@@ -83,7 +81,7 @@ def pytest_collection_modifyitems(items: list[Any], config: Any) -> None:
 
     def rank(item: Any) -> int:
         named = set(_ID.findall(item.callspec.id)) & known if hasattr(item, "callspec") else set()
-        if named & ids:
+        if named & ids and theirs:
             return 0
         file = item.path.stem.removeprefix("test_").removeprefix("invariants_")
         if file == "canaries":

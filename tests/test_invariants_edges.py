@@ -48,6 +48,7 @@ from tests.canaries.script import (
     RAM_BYTES,
     Piece,
     Script,
+    buffer,
     config_payload,
     good,
     packet,
@@ -602,6 +603,17 @@ def passed_less(role: str, kind: type) -> Edit:
     return lambda s: s.edit(role, kind, where={"device": DEVICES[1], "offset": 40}, size=39)
 
 
+def logged(*steps: str) -> Edit:
+    """What the source's thread of the return path traces at the start."""
+    lines = [f"4711@1700000000.000000:source_return_path_thread_{step} " for step in steps]
+    return lambda s: s.logs.update(source=lines + s.logs["source"])
+
+
+def unlogged(text: str) -> Edit:
+    """The source's log has no such line."""
+    return lambda s: s.logs.update(source=[line for line in s.logs["source"] if text not in line])
+
+
 READ_TO_79: Edit = lambda s: s.edit("source", Read, where={"device": DEVICES[1], "size": 0}, offset=79)  # noqa: E731
 DIFFERS = {"equal": False, "pages": 6, "devices": 2, "difference": "here"}
 UNTOLD = {"equal": None, "pages": 0, "devices": 0}
@@ -616,6 +628,11 @@ OF_QEMUS: list[tuple[str, Edit, bool]] = [
     ("EQ-8", recorded(pci=DIFFERS), YES),
     ("EQ-8", recorded(pci=UNTOLD), NO),
     ("EQ-8", both(recorded(pci=DIFFERS), refused), NO),
+    ("SM-4", unlogged("new state device"), YES),
+    ("SM-5", logged("loop_top"), YES),
+    ("SM-5", logged("loop_top", "switchover_acked"), NO),
+    ("SM-5", lambda _: None, NO),  # the log does not tell of the return path
+    ("SM-5", both(logged("loop_top"), unlogged("finish-migrate")), NO),  # the VM did not run
     ("TR-3", lambda s: retold(s, "source", "packet_num 3 ", "packet_num 2 "), YES),
     ("TR-3", lambda s: retold(s, "target", "packet_num 3 ", "packet_num 2 "), YES),
     ("TR-3", lambda s: retold(s, "target", "next packet size 8192", "next packet size 8191"), YES),
@@ -690,6 +707,16 @@ def test_a_name_that_is_padded_wrongly_is_told_of_once() -> None:
         ram_field(script, label, "ramblock", b"pc.ram\0X")
     found = [violation.id for violation in judge(script).violations]
     assert found.count("DS-2") == found.count("MP-6") == 1
+
+
+def test_a_state_that_breaks_off_being_records_is_told_of_once() -> None:
+    script = good(journals=False)
+    for idx, other in ((0, 1), (1, 0)):
+        script.find(f"vf0.{idx}").data = packet(0, idx, buffer(0, other))
+    found = [violation for violation in judge(script).violations if violation.id == "DS-15"]
+    (witness,) = found[0].witnesses
+    assert len(found) == 1
+    assert witness.flow.startswith("channel 0")  # the first of the two
 
 
 def test_what_waits_for_too_long_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,10 @@ def test_neither_may(role: str, words: str, found: set[str], tmp_path: Path) -> 
         ("setup device completed SHUTDOWN@9", "setup RESUME@5 SHUTDOWN@9", False),  # never ran
         ("setup STOP@5 RESUME@6 STOP@7 RESUME@20", "setup RESUME@10 STOP@15 RESUME@16 SHUTDOWN@30", False),
         ("setup STOP@5 RESUME@6 STOP@7 RESUME@20 SHUTDOWN@30", "setup RESUME@10 SHUTDOWN@30", True),
+        ("setup STOP@4 RESUME@5 STOP@20", "setup RESUME@4 STOP@6 RESUME@10 SHUTDOWN@15", True),
+        ("setup STOP@4 RESUME@5 STOP@20", "setup RESUME@4 STOP@6 RESUME@20 SHUTDOWN@25", False),
+        ("setup STOP@1 RESUME@20 STOP@30", "setup RESUME@3 STOP@5 RESUME@6 STOP@8 RESUME@22 STOP@29", True),
+        ("setup STOP@1 RESUME@20 STOP@30", "setup RESUME@3 STOP@5 RESUME@6 STOP@8 RESUME@30 STOP@39", False),
     ],
 )
 def test_both_ends_at_once(source: str, target: str, both: bool, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ capture, only time decides, with slack. A trace log without times is not held ag
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from mockdev.journal import Mark
 from mockdev.wire.frames import EofItem, VfioItem
@@ -315,12 +316,12 @@ class NeverBothRun(Invariant[VmTrace | QmpEvent]):
         for source, source_end in sources:
             while at < len(targets) and targets[at][1] < source.time_ns:
                 at += 1
-            if at == len(targets):
-                return
-            target, target_end = targets[at]
-            if min(source_end, target_end) - max(source.time_ns, target.time_ns) > SLACK_NS:
-                yield Finding("the VM runs at both ends", (source, target))
-                return
+            for target, target_end in islice(targets, at, None):
+                if target.time_ns > source_end:
+                    break
+                if min(source_end, target_end) - max(source.time_ns, target.time_ns) > SLACK_NS:
+                    yield Finding("the VM runs at both ends", (source, target))
+                    return
 
 
 class RanToTheEnd(Invariant[StatusTrace | VmTrace | QmpEvent]):
