@@ -16,6 +16,7 @@ from mockdev.journal import AnyLine, Begin, Connected, End, Image, Loaded, Read,
 from mockdev.wire import writer
 from mockdev.wire.structs import (
     MULTIFD_DEVICE_STATE,
+    MULTIFD_INIT,
     MULTIFD_RAM,
     Command,
     MultifdFlag,
@@ -38,14 +39,18 @@ from tests.canaries.edits import (
     vfio_field,
 )
 from tests.canaries.lent import lend, retold
+from tests.canaries.ram import no_pages
 from tests.canaries.script import (
     BACK,
     CONFIG,
     CONFIGURED,
     DEVICES,
+    MACHINE,
     MAIN,
     PAGE,
     RAM_BYTES,
+    UUID,
+    UUID_TEXT,
     Piece,
     Script,
     buffer,
@@ -336,6 +341,16 @@ def images(**changes: str) -> Edit:
     return edit
 
 
+def init_field(label: str, name: str, data: bytes) -> Edit:
+    """A field of an init packet."""
+    return lambda s: s.patch(label, MULTIFD_INIT.place(name).offset, data)
+
+
+def configured_uuid(uuid: bytes) -> Edit:
+    """The configuration names the VM's uuid."""
+    return lambda s: setattr(s.find("configuration"), "data", writer.configuration(MACHINE, uuid=uuid))
+
+
 def refused(s: Script) -> None:
     """The target refuses."""
     s.find("shut").data = writer.shut(1)
@@ -428,6 +443,14 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(5)), NO),  # twice: MP-12's
     ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(4)), YES),
     ("RS-12", lambda s: s.after("sync0.2", "0", packet(0, 9, b"x")), NO),  # is no RAM
+    ("CH-4", init_field("init1", "id", bytes((2,))), YES),  # of two
+    ("CH-4", both(init_field("init1", "id", bytes((2,))), cut_short), NO),
+    ("CH-4", both(init_field("init1", "id", bytes((254,))), cut_short), NO),
+    ("CH-4", both(init_field("init1", "id", bytes((255,))), cut_short), YES),
+    ("CH-5", configured_uuid(UUID), NO),
+    ("CH-5", configured_uuid(bytes(16)), YES),
+    ("CH-5", lambda s: s.edit("target", Begin, uuid=UUID_TEXT.replace("1", "2")), YES),
+    ("CH-5", lambda s: s.edit("target", Begin, uuid="none"), NO),
     ("CH-2", set_up("source", channels=3), YES),
     ("CH-2", set_up("target", channels=1), YES),
     ("CH-2", set_up(channels=3), YES),  # the source made too few
@@ -540,6 +563,7 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("FR-17", both(on_main("vf0.part", start(9, "late")), POSTCOPY), NO),
     ("MP-8", lambda s: s.patch("ram1", MULTIFD_RAM.size + 8, number(0)), YES),
     ("MP-8", lambda s: s.patch("ram2", MULTIFD_RAM.size, number(5 * PAGE)), NO),  # in the next round
+    ("MP-8", no_pages, NO),  # MP-5's
     ("RS-13", lambda s: s.patch("ram1", MULTIFD_RAM.size + 16, number(4 * PAGE)), YES),  # the last one
     ("RS-13", lambda s: s.patch("ram0", MULTIFD_RAM.size, number(PAGE)), YES),  # the first
     ("RS-13", lambda s: s.patch("ram0", MULTIFD_RAM.size + 8, number(0)), NO),  # comes in the next round
@@ -717,6 +741,23 @@ def test_a_state_that_breaks_off_being_records_is_told_of_once() -> None:
     (witness,) = found[0].witnesses
     assert len(found) == 1
     assert witness.flow.startswith("channel 0")  # the first of the two
+
+
+def test_a_target_that_may_wait_for_the_description_is_not_known_to_have_it() -> None:
+    script = good(journals=False)
+    script.drop("shut")
+    assert "EN-1" not in {unknown.id for unknown in judge(script).unknown}
+    script.find("eof").data = bytes((Tag.EOF,))
+    assert "EN-1" in {unknown.id for unknown in judge(script).unknown}
+    POSTCOPY(script)
+    assert "EN-1" not in {unknown.id for unknown in judge(script).unknown}
+
+
+def test_when_a_vm_runs_is_not_asked_in_postcopy() -> None:
+    script = good()
+    assert "SM-10" in judge(script, lines=True).exercised.invariants
+    POSTCOPY(script)
+    assert "SM-10" not in judge(script, lines=True).exercised.invariants
 
 
 def test_what_waits_for_too_long_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
