@@ -63,6 +63,7 @@ from verifier.check import check_path
 from verifier.history import facts as facts_module
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
+from verifier.invariants.description import described_devices
 from verifier.invariants.feed import Feed
 from verifier.invariants.indexes import IndexSet
 
@@ -351,6 +352,13 @@ def configured_uuid(uuid: bytes) -> Edit:
     return lambda s: setattr(s.find("configuration"), "data", writer.configuration(MACHINE, uuid=uuid))
 
 
+def no_zero_pages(s: Script) -> None:
+    """Packets with data only."""
+    for label, packet_num, numbers in (("ram0", 2, (0, 1)), ("ram1", 3, (3,))):
+        offsets = [PAGE * page for page in numbers]
+        s.find(label).data = writer.ram_packet(packet_num, "pc.ram", offsets, []) + pages(*numbers)
+
+
 def refused(s: Script) -> None:
     """The target refuses."""
     s.find("shut").data = writer.shut(1)
@@ -459,6 +467,11 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("CH-2", both(set_up(channels=2), third_connection), NO),
     ("CH-2", both(set_up(channels=1), third_connection), YES),
     ("CH-2", set_up(channels=None), NO),
+    ("CH-2", both(set_up("source", channels=3), third_connection), YES),  # they do not agree
+    ("MP-14", both(set_up("source", zero_pages="none"), no_zero_pages), NO),
+    ("EQ-1", both(images(digest="xxh3-128:0"), refused), NO),  # the wire may have less
+    ("EN-1", both(without("globalstate"), lambda s: s.patch("eof", 1, b"\x55")), YES),
+    ("EN-2", lambda s: s.patch("eof", 2, b"\xff\xff\xff\xff"), YES),
     ("RS-2", set_up("target", ram_bytes=RAM_BYTES + PAGE), YES),
     ("RS-2", set_up("source", ram_bytes=RAM_BYTES + PAGE), NO),
     ("RS-2", set_up("target", ram_bytes=None), NO),
@@ -751,6 +764,27 @@ def test_a_target_that_may_wait_for_the_description_is_not_known_to_have_it() ->
     assert "EN-1" in {unknown.id for unknown in judge(script).unknown}
     POSTCOPY(script)
     assert "EN-1" not in {unknown.id for unknown in judge(script).unknown}
+
+
+FIELDS = [{"name": "x", "size": 4, "array_len": 3}, {"name": "y", "size": 2}]
+NESTED = {"vmsd_name": "a/sub", "fields": [{"name": "z", "size": 8}]}
+
+
+@pytest.mark.parametrize(
+    ("entry", "size"),
+    [
+        ({"size": 7}, 7),  # without a VMStateDescription
+        ({"vmsd_name": "a"}, 0),
+        ({"vmsd_name": "a", "fields": FIELDS}, 14),
+        ({"vmsd_name": "a", "fields": FIELDS, "subsections": [NESTED]}, 14 + 1 + 1 + len("a/sub") + 4 + 8),
+        ({"vmsd_name": "a", "fields": [{"name": "x"}]}, None),
+        ({"vmsd_name": "a", "fields": [{"size": 1, "array_len": "many"}]}, None),
+        ({"vmsd_name": "a", "subsections": [{"fields": FIELDS}]}, None),  # its name takes room, too
+        ({"vmsd_name": "a", "subsections": [{"vmsd_name": "b", "fields": [{"name": "x"}]}]}, None),
+    ],
+)
+def test_how_long_a_device_is_by_its_description(entry: dict[str, object], size: int | None) -> None:
+    assert described_devices({"devices": [entry | {"name": "a"}]}) == [("a", size)]
 
 
 def test_when_a_vm_runs_is_not_asked_in_postcopy() -> None:
