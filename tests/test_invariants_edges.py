@@ -451,6 +451,9 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(5)), NO),  # twice: MP-12's
     ("RS-10", lambda s: ram_field(s, "ram2", "packet_num", number(4)), YES),
     ("RS-12", lambda s: s.after("sync0.2", "0", packet(0, 9, b"x")), NO),  # is no RAM
+    ("MP-1", lambda s: s.patch("sync0.0", 0, b"\x99"), YES),  # right behind the init packet
+    ("FR-8", lambda s: s.patch("vf1.end", -5, b"\x55"), YES),  # no footer at all
+    ("RS-1", lambda s: s.replace("ram.start", writer.ram_blocks([("pc.ram", RAM_BYTES)]), b""), YES),
     ("CH-4", init_field("init1", "id", bytes((2,))), YES),  # of two
     ("CH-4", both(init_field("init1", "id", bytes((2,))), cut_short), NO),
     ("CH-4", both(init_field("init1", "id", bytes((254,))), cut_short), NO),
