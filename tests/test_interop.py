@@ -101,10 +101,16 @@ def test_a_vm_is_lost_after_a_load_error(tmp_path: Path, release: str) -> None:
 
 @pytest.mark.parametrize("release", BINARIES)
 def test_a_vm_runs_twice_after_a_late_cancel(tmp_path: Path, release: str) -> None:
-    """A cancel while device state is being saved: carried out only after the target has it all, and runs."""
+    """A cancel while device state is being saved: carried out only after the target has it all, and runs.
+
+    On a busy machine the source may hear of the cancel when all is over; then it is tried again.
+    """
     vm = Vm(binary=BINARIES[release])
     config = MigrationConfig(vfs=1, state_bytes=100 * MIB, faults=("source.process:cancel@+30ms",))
-    report = migrate(tmp_path, config, Pair(source=vm, target=vm))
+    for folder in evidence.new_folders(tmp_path, TRIES):
+        report = migrate(folder, config, Pair(source=vm, target=vm))
+        if report.outcome != "completed":
+            break
     assert (report.outcome, report.standing, report.exit_code) == ("split-brain", Standing.VIOLATED, 1)
     assert "OC-1" in {violation.id for violation in report.violations}
 
