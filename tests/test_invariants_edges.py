@@ -428,6 +428,7 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("MP-11", lambda s: s.patch("ram1", MULTIFD_RAM.size + 127 * 8, number(1)), YES),
     ("MP-12", lambda s: ram_field(s, "ram0", "packet_num", number(3)), YES),
     ("MP-12", lambda s: ram_field(s, "sync1.2", "packet_num", number(9)), YES),
+    ("MP-15", cut_short, YES),
     ("MP-16", lambda s: ram_field(s, "sync0.2", "packet_num", number(6)), YES),  # no more than the last
     ("MP-16", lambda s: ram_field(s, "sync0.2", "packet_num", number(99)), NO),
     ("MP-13", lambda s: ram_field(s, "sync0.1", "zero_pages", be32(1)), YES),
@@ -603,6 +604,16 @@ EDGES: list[tuple[str, Edit, bool]] = [
     ("RP-8", both(refused, lambda s: s.edit("target", End, outcome="cancelled")), NO),
     ("RP-8", lambda s: s.edit("target", End, outcome="failed"), YES),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "accused"), [("fin", YES), ("rst", YES), ("cut", NO)])
+def test_a_channel_ends_inside_a_packet(kind: str, accused: bool, tmp_path: Path) -> None:
+    """Unless it is only the capture that ends there."""
+    script = good()
+    cut_short(script)
+    script.ends["0"] = kind
+    script.write_folder(tmp_path)
+    assert ("MP-15" in {violation.id for violation in check_path(tmp_path).violations}) == accused
 
 
 @pytest.mark.parametrize(("name", "edit", "accused"), EDGES)
