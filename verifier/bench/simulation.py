@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from mockdev.vfio.mlx5_stream import RECORD_HEADER, stop_copy_size_record
 from verifier.invariants import INVARIANTS
 from verifier.invariants.passport import Invariant
 from verifier.simulation.migration import simulate
@@ -20,8 +21,7 @@ from verifier.simulation.scene import Scene, draw
 
 VFS, BUFFERS, CHANNELS = 4, 8, 4
 _BUFFER_BYTES = 256
-_HEADER_BYTES, _SIZE_RECORD_BYTES = 16, 24
-_CHUNK_BYTES = BUFFERS // 2 * _BUFFER_BYTES - _HEADER_BYTES  # two a device
+_CHUNK_BYTES = BUFFERS // 2 * _BUFFER_BYTES - RECORD_HEADER.size  # two a device
 # Everything else is drawn: links, costs, orders of threads, cancels and broken connections too. Where a SAVE
 # takes its time, the size record is read before it and makes a ninth buffer.
 SHAPE: dict[str, Any] = {
@@ -29,7 +29,7 @@ SHAPE: dict[str, Any] = {
     "channels": CHANNELS,
     "buffer_bytes": _BUFFER_BYTES,
     "chunk_bytes": _CHUNK_BYTES,
-    "state_bytes": 2 * _CHUNK_BYTES - _SIZE_RECORD_BYTES,
+    "state_bytes": 2 * _CHUNK_BYTES - len(stop_copy_size_record(0)),
     "transfer": "multifd",
     "precopy_bytes": 0,
     "switchover_ack": False,

@@ -8,7 +8,8 @@ leave garbage there, in all segments that a host sends: that shows only beside o
 which is what the states of a direction are for (see `reassembly`).
 
 A sum of 16-bit words with end-around carry is, modulo 65,535, the number that the bytes are, in either byte
-order (RFC 1071: swapped bytes give the swapped sum): so it takes a conversion and a division, and no loop.
+order (RFC 1071: swapped bytes give the swapped sum): so it takes a conversion and a few shifts, and no loop
+over words.
 
 Source: RFC 9293 (section 3.1: checksum and MSS), 1071, 8200 (8.1); Linux include/linux/skbuff.h (checksumming
 of packets), net/ipv4/tcp_output.c: __tcp_v4_send_check, net/ipv4/tcp_offload.c: tcp_gro_complete; Wireshark

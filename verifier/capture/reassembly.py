@@ -68,6 +68,7 @@ from verifier.capture.packets import (
     reverse,
     segment,
 )
+from verifier.capture.pcap import Packet
 from verifier.capture.stream import (
     ENDED_CUT,
     ENDED_RST,
@@ -95,8 +96,6 @@ _SHORTEST = 0x50  # a TCP header of five words
 _TOGETHER, _DOUBTS = 128, 16
 # How many packets to look ahead for a right one at most, each time and in all.
 _AHEAD_MAX, _AHEAD_TOTAL_MAX = 512, 1 << 20
-
-Packet = tuple[int, int, int, int, int, str]
 
 
 class Packets(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from verifier.capture.opening import open_file
+from verifier.history.logs import whole_lines
 from verifier.history.observation import QMP_LOG, QmpEvent, Said
 
 LINE_BYTES_MAX = 1 << 20
@@ -52,7 +52,7 @@ def read_events(path: Path, role: str = "") -> Iterator[Said]:
     A last line that is cut is none. CaptureError as open_file. No more than one line is in memory.
     """
     reader = QmpReader(path, role)
-    for raw, offset in _lines(path):
+    for raw, offset in whole_lines(path, LINE_BYTES_MAX):
         said = reader.read(raw, offset)
         if said is not None:
             yield said
@@ -73,24 +73,11 @@ class QmpReader:
 
 def _role_of(path: Path) -> str:
     """The end that the first event of a source tells; of none, the target's."""
-    for raw, _ in _lines(path):
+    for raw, _ in whole_lines(path, LINE_BYTES_MAX):
         event = _parse(raw)
         if event is not None and (event.event == "MIGRATION_PASS" or event.value in _SOURCES):
             return "source"
     return "target"
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Each whole line that is not overlong, and its offset."""
-    offset = 0
-    inside = False  # an overlong line
-    with open_file(path) as file:
-        while raw := file.readline(LINE_BYTES_MAX):
-            whole = raw.endswith(b"\n")
-            if whole and not inside:
-                yield raw, offset
-            inside = not whole
-            offset += len(raw)
 
 
 def _parse(raw: bytes) -> QmpEvent | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from verifier.capture.opening import open_file
+from verifier.history.logs import whole_lines
 from verifier.history.observation import (
     TRACE_LOG,
     LoadTrace,
@@ -112,7 +112,7 @@ def read_traces(path: Path, role: str = "") -> Iterator[Said]:
     A last line that is cut is none. CaptureError as open_file. No more than one line is in memory.
     """
     reader = TraceReader(path, role)
-    for offset, _, raw in _lines(path):
+    for raw, offset in whole_lines(path, LINE_BYTES_MAX):
         said = reader.read(raw, offset)
         if said is not None:
             yield said
@@ -137,7 +137,7 @@ class TraceReader:
 
 def _role_of(path: Path) -> str:
     """The end that the first event of one end only tells; of none, the target's."""
-    for _, _, raw in _lines(path):
+    for raw, _ in whole_lines(path, LINE_BYTES_MAX):
         trace = _parse(raw, 0)
         if trace is None:
             continue
@@ -146,19 +146,6 @@ def _role_of(path: Path) -> str:
         if trace.event.startswith(_TARGETS):
             return "target"
     return "target"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Offset, size and content of each whole line that is not overlong."""
-    offset = 0
-    inside = False  # an overlong line
-    with open_file(path) as file:
-        while raw := file.readline(LINE_BYTES_MAX):
-            whole = raw.endswith(b"\n")
-            if whole and not inside:
-                yield offset, len(raw), raw
-            inside = not whole
-            offset += len(raw)
 
 
 def _parse(raw: bytes, before_ns: int) -> Trace | None:

@@ -232,14 +232,13 @@ class Link:
 
 def payload_size(frame: Frame) -> int:
     """Bytes of a frame that are its payload: the last ones of it."""
-    kind = type(frame)
-    if kind is DeviceStateFrame or kind is RamFrame:
-        return frame.payload_size  # type: ignore[union-attr]
-    if kind is VfioItem:
-        return frame.data_size  # type: ignore[union-attr]
-    if kind is RamRecordItem:
-        return PAGE_BYTES if frame.flags & _PAGE_FLAGS else 0  # type: ignore[union-attr]
-    return frame.size if kind is OpaqueItem or kind is TrailingItem else 0
+    if type(frame) is DeviceStateFrame or type(frame) is RamFrame:
+        return frame.payload_size
+    if type(frame) is VfioItem:
+        return frame.data_size
+    if type(frame) is RamRecordItem:
+        return PAGE_BYTES if frame.flags & _PAGE_FLAGS else 0
+    return frame.size if type(frame) is OpaqueItem or type(frame) is TrailingItem else 0
 
 
 def draw_link(chance: Chance, kinds: frozenset[str]) -> LinkModel:
