@@ -61,7 +61,7 @@ class Intake:
         cap = migration.queue_cap_bytes
         names = [slot.idstr for slot in slots]
         self._plan: LoadPlan[Held] = LoadPlan(names, cap, late=migration.load_late)
-        self._pool = BufferPool(_pool_limit(migration))
+        self._pool = BufferPool(_pool_limit(migration), ready=migration.channels)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0  # threads that wait on _changed
@@ -79,12 +79,10 @@ class Intake:
             self._plan.start()
             self._bases = [slot.bytes_passed for slot in self._slots]
             self._changed.notify_all()
-            job = self._plan.take() if self._inline else None
-        while job is not None:
-            self._load(job)
-            with self._lock:
-                self._done(job)
-                job = self._plan.take()
+            jobs = [self._plan.take(device) for device in range(len(self._slots) if self._inline else 0)]
+        for job in jobs:
+            while job is not None:
+                job = self._load(job)
 
     def start_loaders(self, count: int) -> None:
         """Start load threads."""
@@ -144,10 +142,7 @@ class Intake:
         except RemoteProtocolError as error:
             raise _located(error, frame, reader.connection.name) from None
         while job is not None:
-            self._load(job)
-            with self._lock:
-                self._done(job)
-                job = self._plan.take(device)
+            job = self._load(job)
 
     def _receive(self, frame: DeviceStateFrame, reader: Reader) -> tuple[int, Buffer[Held]]:
         device = self._check(frame)
@@ -270,29 +265,24 @@ class Intake:
     # -- loading -------------------------------------------------------------------------------------
 
     def _load_loop(self) -> None:
+        job: LoadJob[Held] | None = None
         while True:
-            with self._lock:
-                self._waiting += 1
-                while (job := self._plan.take()) is None and not self._plan.complete:
-                    self._session.check()
-                    self._changed.wait()
-                self._waiting -= 1
+            if job is None:
+                with self._lock:
+                    self._waiting += 1
+                    while (job := self._plan.take()) is None and not self._plan.complete:
+                        self._session.check()
+                        self._changed.wait()
+                    self._waiting -= 1
             if job is None:
                 return
-            self._load(job)
-            with self._lock:
-                self._done(job)
+            job = self._load(job)
 
-    def _done(self, job: LoadJob[Held]) -> None:
-        """A loaded buffer is accounted for. The caller holds the lock."""
-        self._plan.loaded(job)
-        if job.buffer.data.pooled is not None:
-            self._pool.give_back(job.buffer.data.pooled, job.buffer.size)
-        if self._waiting:
-            self._changed.notify_all()
+    def _load(self, job: LoadJob[Held]) -> LoadJob[Held] | None:
+        """Give a buffer to its device, journal it and account for it; what is to be loaded next.
 
-    def _load(self, job: LoadJob[Held]) -> None:
-        """Give a buffer to its device and journal it; nobody else loads that device until `_done`."""
+        Nobody else loads that device meanwhile. A receiving thread stays with its device.
+        """
         slot = self._slots[job.device]
         buffer = job.buffer
         if buffer.config:
@@ -305,20 +295,27 @@ class Intake:
             except DeviceError as error:
                 error.args = (f"{error.args[0]} (buffer {buffer.idx})",)
                 raise
-        with self._lock:
-            queued = self._plan.written(job)
         session = self._session
-        session.activity.last_ns = now_ns = session.clock.now_ns()
-        session.journal.write(
-            Loaded(
-                t=now_ns,
-                device=slot.idstr,
-                idx=buffer.idx,
-                size=buffer.size,
-                queued_bytes=queued,
-                config=buffer.config,
+        plan = self._plan
+        with self._lock:
+            queued = plan.written(job)
+            session.activity.last_ns = now_ns = session.clock.now_ns()
+            session.journal.write(
+                Loaded(
+                    t=now_ns,
+                    device=slot.idstr,
+                    idx=buffer.idx,
+                    size=buffer.size,
+                    queued_bytes=queued,
+                    config=buffer.config,
+                )
             )
-        )
+            plan.loaded(job)
+            if buffer.data.pooled is not None:
+                self._pool.give_back(buffer.data.pooled, buffer.size)
+            if self._waiting:
+                self._changed.notify_all()
+            return plan.take(job.device if self._inline else None)
 
     def _wake(self) -> None:
         with self._lock:

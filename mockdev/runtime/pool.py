@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from mockdev.memory import allocate
 from mockdev.wire.structs import VFIO_BUFFER_BYTES_MAX
 
 LARGE_BYTES = VFIO_BUFFER_BYTES_MAX
@@ -13,14 +14,14 @@ OVERHEAD_BYTES = 512  # what keeping even an empty buffer costs
 class BufferPool:
     """Buffers of up to 1 MiB. The one given back last is given out first: it is still in the caches.
 
-    limit: bytes in use at once, at most. used: bytes in use, with what keeping a buffer costs besides. Its
-    owner locks it.
+    limit: bytes in use at once, at most. used: bytes in use, with what keeping a buffer costs besides. ready:
+    so many buffers have their pages already. Its owner locks it.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, ready: int = 0) -> None:
         self.limit = limit
         self.used = 0
-        self._free: list[memoryview] = []
+        self._free = [allocate(LARGE_BYTES) for _ in range(min(ready, limit // LARGE_BYTES))]
 
     def take(self, size: int) -> memoryview | None:
         """A buffer of at least `size` bytes (at most 1 MiB); None when too much is given out."""

@@ -90,10 +90,11 @@ class RamBlock:
             self.came[offset // PAGE_SIZE] = 1
 
     def take_zero(self, offset: int) -> None:
-        """This page is zero at the source."""
-        if not self.is_zero(offset):
+        """This page is zero at the source. Here it is zero until it has come once."""
+        number = offset // PAGE_SIZE
+        if self.came[number] and not self.is_zero(offset):
             self.page(offset)[:] = _ZERO
-        self.came[offset // PAGE_SIZE] = 1
+        self.came[number] = 1
 
     def missing(self) -> str:
         """Which pages never came, as a sentence; "" when all did."""
