@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mockdev.errors import VfmigError
-from mockdev.runtime.pcap_writer import FULL, HEADERS, SEGMENT_BYTES_MAX, PcapngWriter
+from mockdev.runtime.pcap_writer import SEGMENT_BYTES_MAX, Elided, PcapngWriter
 from tests.capture_files import EPOCH_NS, take_all
 from tests.examples import examples
 from verifier.capture.pcapng import open_capture
@@ -52,7 +52,7 @@ def test_tshark_follows_the_same_bytes(tmp_path: Path, hosts: tuple[str, str]) -
     for tap in taps:
         tap.sent([BYTES[:10], memoryview(BYTES)[10:200_001], bytearray(b"x")], EPOCH_NS + 10)
         tap.received([b"reply"], EPOCH_NS + 20)
-        tap.sent([BYTES[200_001:]], EPOCH_NS + 30, DIGEST)
+        tap.sent([BYTES[200_001:]], EPOCH_NS + 30)
         tap.close(EPOCH_NS + 40)
         tap.close(EPOCH_NS + 41)
     writer.close()
@@ -81,36 +81,34 @@ def test_tshark_follows_the_same_bytes(tmp_path: Path, hosts: tuple[str, str]) -
 @given(
     calls=st.lists(
         st.tuples(
-            st.integers(0, 1), st.booleans(), st.lists(st.integers(0, 140_000), max_size=4), st.booleans()
+            st.integers(0, 1),
+            st.booleans(),
+            st.lists(st.integers(0, 140_000), max_size=4),
+            st.integers(0, 5 * SEGMENT_BYTES_MAX),
         ),
         max_size=8,
     ),
-    headers=st.booleans(),
 )
 def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory,
-    calls: list[tuple[int, bool, list[int], bool]],
-    headers: bool,
+    tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[int, bool, list[int], int]]
 ) -> None:
-    """Any calls in any order: the same streams come out, or exactly their payloads as holes with a digest."""
+    """Any calls in any order: the same streams come out, and what was left away as holes."""
     path = tmp_path_factory.getbasetemp() / "written"
-    writer = PcapngWriter(path, ["a", "b"], HEADERS if headers else FULL)
+    writer = PcapngWriter(path, ["a", "b"])
     taps = [writer.connection(LOCAL, PEER, EPOCH_NS, interface=n) for n in range(2)]
     wanted: list[list[int | None]] = [[], [], [], []]
     notes: list[list[str]] = [[], [], [], []]
-    for number, outwards, sizes, payload in calls:
+    for number, outwards, sizes, elided in calls:
         buffers = [BYTES[-size:] if size else b"" for size in sizes]
         (taps[number].sent if outwards else taps[number].received)(
-            buffers, EPOCH_NS, DIGEST if payload else ""
+            buffers, EPOCH_NS, Elided(elided, DIGEST) if elided else None
         )
-        full = [buffer for buffer in buffers if buffer]
         side = 2 * number + (not outwards)
-        elided = headers and payload and bool(full)
-        for buffer in full[: len(full) - elided]:
+        for buffer in buffers:
             wanted[side] += buffer
         if elided:
-            notes[side].append(f"vfmig payload {len(full[-1])} {DIGEST}")
-            wanted[side] += [None] * len(full[-1])
+            notes[side].append(f"vfmig payload {elided} {DIGEST}")
+            wanted[side] += [None] * elided
     writer.close()
     accounting, taken = take_all(path)
     assert [sink.stream for sink in taken] == wanted
@@ -127,9 +125,9 @@ def test_what_is_written_is_read(
 
 def test_in_headers_mode_the_file_is_small_and_tshark_knows_the_length(tmp_path: Path) -> None:
     path = tmp_path / "a.pcapng"
-    writer = PcapngWriter(path, ["source"], HEADERS)
+    writer = PcapngWriter(path, ["source"])
     tap = writer.connection(LOCAL, PEER, EPOCH_NS)
-    tap.sent([b"header", bytes(200_000)], EPOCH_NS, DIGEST)
+    tap.sent([b"header"], EPOCH_NS, Elided(200_000, DIGEST))
     writer.close()
     assert path.stat().st_size < 2000
     lengths = tshark(path, "-T", "fields", "-e", "tcp.len", "-Y", "tcp.len > 0").split()

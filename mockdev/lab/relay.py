@@ -49,7 +49,7 @@ from mockdev.clock import Clock
 from mockdev.errors import VfmigError
 from mockdev.faultspec import parse
 from mockdev.lab.passage import Buffer, Passage, Piece, Struck, Units
-from mockdev.runtime.pcap_writer import HEADERS, PcapngWriter
+from mockdev.runtime.pcap_writer import Elided, PcapngWriter
 from mockdev.runtime.pcap_writer import Tap as FlowWriter
 from mockdev.runtime.transports import Listener, connect, describe, listen
 from mockdev.wire.framer import multifd_channel
@@ -71,7 +71,7 @@ _END_S = 10.0  # what the process gets to end after it was told to
 _PR_SET_PDEATHSIG = 1
 _LINE_BYTES_MAX = 1 << 20
 _ELIDED_BYTES_MIN = 256  # as in runtime/tap.py
-_ELIDED = memoryview(bytes(4 << 20))  # stands for a payload that is left out: only its length is used
+_ELIDED_BYTES_MAX = 4 << 20  # a longer payload has several digests
 _MAIN_HEAD = STREAM_MAGIC.to_bytes(4, "big")
 _CHANNEL_HEAD = MULTIFD_MAGIC.to_bytes(4, "big")
 
@@ -110,7 +110,7 @@ class Relay:
         self.switched_ns: int | None = None
         self._listener: Listener = listen(config.transport, config.listen, 0)
         try:
-            self.writer = PcapngWriter(config.capture, ["relay"], config.mode) if config.capture else None
+            self.writer = PcapngWriter(config.capture, ["relay"]) if config.capture else None
         except VfmigError:
             self._listener.close()
             raise
@@ -305,8 +305,7 @@ class Lane:
             self._passage = passage
         if place == "main" and self._relay.watches:
             self._watcher = Units(syntax(), self._look)
-        writer = self._relay.writer
-        if self._recorder is not None and writer is not None and writer.mode == HEADERS:
+        if self._recorder is not None and self._relay.config.mode == "headers":
             self._recorder.elide(syntax, all_payload=place == "channel.N")
 
     def run(self) -> None:
@@ -478,18 +477,18 @@ class Recorder:
             return
         view = memoryview(piece.data)
         while view:
-            part = view[: len(_ELIDED) - self._size]
+            part = view[: _ELIDED_BYTES_MAX - self._size]
             self._digest.update(part)
             self._size += len(part)
             self._left -= len(part)
             view = view[len(part) :]
-            if not self._left or self._size == len(_ELIDED):
+            if not self._left or self._size == _ELIDED_BYTES_MAX:
                 self._end_payload()
 
     def _end_payload(self) -> None:
         if self._size:
             digest = "xxh3-128:" + self._digest.hexdigest()
-            self._write([_ELIDED[: self._size]], self._clock.now_ns(), digest)
+            self._write([], self._clock.now_ns(), Elided(self._size, digest))
             self._digest.reset()
             self._size = 0
 

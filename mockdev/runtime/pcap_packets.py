@@ -25,7 +25,10 @@ _TCP = struct.Struct(">HHIIBBHHH")
 
 
 class Side:
-    """One end of a connection as a sender: its headers and its next sequence number."""
+    """One end of a connection as a sender: its headers and its next sequence number.
+
+    header_bytes: of IP and TCP. sequence_at: where in a packet's block the sequence number is.
+    """
 
     def __init__(self, own: Host, other: Host, seq: int) -> None:
         source, destination = ip_address(own[0].partition("%")[0]), ip_address(other[0].partition("%")[0])
@@ -37,6 +40,7 @@ class Side:
         self.ports = own[1], other[1]
         self.seq = seq
         self.header_bytes = (20 if source.version == 4 else 40) + _TCP.size
+        self.sequence_at = _EPB.size + self.header_bytes - _TCP.size + 4
         # The checksum of the IPv4 header without its length field.
         words = struct.unpack(">4H", self.hosts) if source.version == 4 else ()
         self.checksum = 0x4500 + 0x4000 + 0x4006 + sum(words)

@@ -5,6 +5,7 @@ follow.
     writer = PcapngWriter(path, ["source"])
     tap = writer.connection(("127.0.0.1", 4000), ("127.0.0.1", 5000), time_ns)
     tap.sent([header, payload], time_ns)
+    tap.sent([header], time_ns, Elided(len(payload), digest))
     tap.close(time_ns)
     writer.close()
 
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mockdev.errors import VfmigError
 from mockdev.runtime.pcap_packets import (
@@ -53,11 +55,17 @@ from mockdev.sealing import append_seal
 Buffer = bytes | bytearray | memoryview
 
 SEGMENT_BYTES_MAX = 65_495  # of payload: an IPv4 packet's length field ends at 65,535
-FULL, HEADERS = "full", "headers"
 
 _IOV_MAX = 1000  # the kernel takes 1024 pieces a call
 # Connections without addresses look like ones from many ports to one target, which is what they are.
 _SYNTHETIC_PORT, _SYNTHETIC_TARGET_PORT = 49_152, 49_151
+
+
+class Elided(NamedTuple):
+    """Payload that passed and is left away: its size, and its digest as "xxh3-128:<hex>"."""
+
+    size: int
+    digest: str
 
 
 @dataclass(slots=True)
@@ -73,9 +81,8 @@ class _Counts:
 class PcapngWriter:
     """A capture file being written; usable from many threads.
 
-    interfaces: names of the capture points, at least one. mode: FULL, or HEADERS, which leaves the payload
-    away and keeps its length and digest. segment_bytes: payload of a packet at most. complaint: "" or the
-    sentence that says why writing stopped.
+    interfaces: names of the capture points, at least one. segment_bytes: payload of a packet at most.
+    complaint: "" or the sentence that says why writing stopped.
     Raises VfmigError when the file cannot be made.
     """
 
@@ -83,13 +90,11 @@ class PcapngWriter:
         self,
         path: str | os.PathLike[str],
         interfaces: Sequence[str],
-        mode: str = FULL,
         *,
         segment_bytes: int = SEGMENT_BYTES_MAX,
     ) -> None:
         self.path = Path(path)
         self.segment_bytes = segment_bytes
-        self.mode = mode
         self.complaint = ""
         self._lock = threading.Lock()
         self._connections = 0
@@ -206,17 +211,13 @@ class Tap:
         self._local, self._peer = sides
         self._closed = False
 
-    def sent(self, buffers: Sequence[Buffer], time_ns: int, payload_digest: str = "") -> None:
-        """The local side sent these buffers, one after the other.
+    def sent(self, buffers: Sequence[Buffer], time_ns: int, elided: Elided | None = None) -> None:
+        """The local side sent these buffers (contiguous ones), one after the other, then what is elided."""
+        self._carry(self._local, self._peer, buffers, time_ns, elided)
 
-        payload_digest, as "xxh3-128:<hex>": the last buffer is a payload of this digest; in mode HEADERS it
-        is left away. Buffers must be contiguous.
-        """
-        self._carry(self._local, self._peer, buffers, time_ns, payload_digest)
-
-    def received(self, buffers: Sequence[Buffer], time_ns: int, payload_digest: str = "") -> None:
+    def received(self, buffers: Sequence[Buffer], time_ns: int, elided: Elided | None = None) -> None:
         """The local side received these buffers; as sent()."""
-        self._carry(self._peer, self._local, buffers, time_ns, payload_digest)
+        self._carry(self._peer, self._local, buffers, time_ns, elided)
 
     def close(self, time_ns: int, *, reset: bool = False) -> None:
         """Both sides have ended it; with `reset`, the local side broke it off. Only the first call counts."""
@@ -255,15 +256,16 @@ class Tap:
                 side.seq = (side.seq + 1) & MASK
         self._writer._packets(self._interface, pieces, sum(map(len, pieces)), len(steps), time_ns)
 
-    def _carry(self, side: Side, other: Side, buffers: Sequence[Buffer], time_ns: int, digest: str) -> None:
+    def _carry(
+        self, side: Side, other: Side, buffers: Sequence[Buffer], time_ns: int, elided: Elided | None
+    ) -> None:
         views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if len(view)]
-        elided = views.pop() if digest and views and self._writer.mode == HEADERS else None
         with self._writer._lock:
             pieces: list[Buffer] = []
             size, packets = self._whole(side, other, views, time_ns, pieces)
             if elided is not None:
-                more = self._elided(side, other, len(elided), digest, time_ns, pieces)
-                size, packets = size + more[0], packets + more[1]
+                size += self._elided(side, other, elided, time_ns, pieces)
+                packets += -(-elided.size // self._writer.segment_bytes)
             if packets:
                 self._writer._packets(self._interface, pieces, size, packets, time_ns)
 
@@ -295,24 +297,31 @@ class Tap:
             side.seq = (side.seq + length) & MASK
         return size, packets
 
-    def _elided(
-        self, side: Side, other: Side, left: int, digest: str, time_ns: int, pieces: list[Buffer]
-    ) -> tuple[int, int]:
-        """Appends packets without the payload of `left` bytes; the first one's comment names its digest."""
-        comment = option(1, f"vfmig payload {left} {digest}".encode()) + struct.pack("<HH", 0, 0)
-        size = packets = 0
+    def _elided(self, side: Side, other: Side, elided: Elided, time_ns: int, pieces: list[Buffer]) -> int:
+        """Appends packets without their payload, the digest as the first one's comment; bytes of the file."""
+        note = f"vfmig payload {elided.size} {elided.digest}"
+        comment = option(1, note.encode()) + struct.pack("<HH", 0, 0)
+        at = side.sequence_at
+        data = bytearray()
+        alike = b""  # a packet in the middle: all of them differ in their sequence number only
+        left = elided.size
         while left:
             length = min(left, self._writer.segment_bytes)
             left -= length
-            flags = ACK if left else ACK | PSH
-            head = side.head(other, length, 0, len(comment), flags, time_ns, self._interface)
-            tail = comment + trailer(side.header_bytes, 0, len(comment))
-            pieces += (head, tail)
-            size += len(head) + len(tail)
-            packets += 1
-            comment = b""
+            if alike and left:
+                data += alike
+                data[at - len(alike) : at + 4 - len(alike)] = side.seq.to_bytes(4, "big")
+            else:
+                flags = ACK if left else ACK | PSH
+                packet = side.head(other, length, 0, len(comment), flags, time_ns, self._interface)
+                packet += comment + trailer(side.header_bytes, 0, len(comment))
+                data += packet
+                if not comment:
+                    alike = packet
+                comment = b""
             side.seq = (side.seq + length) & MASK
-        return size, packets
+        pieces.append(data)
+        return len(data)
 
 
 def _write_all(file: int, pieces: list[Buffer]) -> int:

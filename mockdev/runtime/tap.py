@@ -9,7 +9,7 @@ from pathlib import Path
 import xxhash
 
 from mockdev.clock import Clock
-from mockdev.runtime.pcap_writer import HEADERS, PcapngWriter
+from mockdev.runtime.pcap_writer import Elided, PcapngWriter
 from mockdev.runtime.pcap_writer import Tap as FlowWriter
 from mockdev.runtime.transports import Buffer, Connection
 
@@ -24,14 +24,15 @@ class Tap:
 
     def __init__(self, path: Path, role: str, mode: str, clock: Clock) -> None:
         self._clock = clock
-        self._writer = None if mode == "none" else PcapngWriter(path, [role], mode)
+        self._writer = None if mode == "none" else PcapngWriter(path, [role])
+        self._elide = mode == "headers"
 
     def watch(self, connection: Connection, *, accepted: bool) -> None:
         """Capture a connection from now on."""
         if self._writer is not None:
             now_ns = self._clock.now_ns()
             flow = self._writer.connection(connection.local, connection.peer, now_ns, accepted=accepted)
-            connection.observer = FlowObserver(flow, self._clock, elide=self._writer.mode == HEADERS)
+            connection.observer = FlowObserver(flow, self._clock, elide=self._elide)
 
     @property
     def complaint(self) -> str:
@@ -71,8 +72,11 @@ class FlowObserver:
 
     def _parts(
         self, head: Sequence[Buffer], payload: Sequence[Buffer], time_ns: int
-    ) -> tuple[list[Buffer], int, str]:
-        if not self._elide or sum(map(len, payload)) < _ELIDED_BYTES_MIN:
-            return [*head, *payload], time_ns, ""
-        whole = payload[0] if len(payload) == 1 else b"".join(payload)
-        return [*head, whole], time_ns, "xxh3-128:" + xxhash.xxh3_128_hexdigest(whole)
+    ) -> tuple[Sequence[Buffer], int, Elided | None]:
+        size = sum(map(len, payload))
+        if not self._elide or size < _ELIDED_BYTES_MIN:
+            return [*head, *payload], time_ns, None
+        digest = xxhash.xxh3_128()
+        for part in payload:
+            digest.update(part)
+        return head, time_ns, Elided(size, "xxh3-128:" + digest.hexdigest())
