@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mockdev.errors import CancelledError, VfmigError
-from mockdev.lab import qemu
+from mockdev.lab import qemu, qemu_end
 from mockdev.lab.migration import Cancel, Pair, record_template, run_migration
 from mockdev.lab.qemu import Qemu, QemuError, find_qemu
 from mockdev.lab.qemu_end import QemuEnd, Vm
@@ -308,6 +308,33 @@ def test_a_qemu_that_crashes_while_its_machine_is_recorded(
         with pytest.raises(QemuError, match=r"could not be recorded.*QEMU ended \(signal 6\)"):
             record_template(config, Vm(binary="qemu-system-x86_64"), template, Cancel())
         assert len(begun) > 2
+
+
+@pytest.mark.parametrize("looks", [5, 1_000_000])
+def test_a_source_is_asked_until_it_has_made_up_its_mind(
+    home: Path, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    """For a moment after it said "failed" it is in finish-migrate, whether its VM runs again or not."""
+    execute_before = Qemu.execute
+    answers: list[dict[str, Any]] = []
+
+    def execute(self: Qemu, command: str, **arguments: Any) -> Any:
+        answer = execute_before(self, command, **arguments)
+        if command == "query-status":
+            answers.append(answer)
+            if len(answers) <= looks:
+                return {"running": False, "status": "finish-migrate"}
+        return answer
+
+    monkeypatch.setattr(Qemu, "execute", execute)
+    monkeypatch.setattr(qemu_end, "_RUNS_AGAIN_S", 60.0 if looks == 5 else 0.1)
+    config = MigrationConfig(vfs=1, state_bytes=1 << 20, profile="unlimited", faults=("source.vf0.save:eio",))
+    vm = Vm(binary=find_qemu())
+    outcome = run_migration(config, home / "out", pair=Pair(source=vm, target=vm))
+    runs = looks == 5
+    assert (outcome.outcome, outcome.source.outcome) == ("failed-clean" if runs else "lost", "failed")
+    assert outcome.source.runs is runs
+    assert outcome.source.run_state == ("running" if runs else "finish-migrate")
 
 
 def test_a_relay_that_cannot_begin_ends_the_run(home: Path) -> None:

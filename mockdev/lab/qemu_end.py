@@ -33,6 +33,8 @@ from mockdev.runtime.config import FIRST_SLOT, MigrationConfig
 
 TRACES = ("vfio_*", "multifd_*", "migrate_*", "migration_*", "savevm_*", "loadvm_*", "source_*")
 _LOOK_S = 0.01  # between two looks at a migration
+_RUNS_AGAIN_S = 5.0  # for a source that has failed to let its VM run again
+_DYING_S = 2.0  # for a QEMU that does not answer any more to end
 _DOWNTIME_MS_MAX = 20_000  # what QEMU may take: it must not wait for a better moment to switch over
 # What it may assume of the link: an idle guest's trickle of RAM would have it believe that the devices' state
 # cannot be sent in time, and it would never switch over.
@@ -253,7 +255,7 @@ class QemuEnd:
             try:
                 self._info = qemu.execute("query-migrate")
             except QemuError:
-                if qemu.wait(2.0) is not None:
+                if qemu.wait(_DYING_S) is not None:
                     break
                 self._killed = True  # it does not answer any more
                 raise
@@ -289,21 +291,18 @@ class QemuEnd:
         self._calls(qemu)
         common: dict[str, Any] = {"kind": "qemu", "version": version, "moved_bytes": _moved(self._info)}
         common["complaint"] = self._complaint or qemu.events_lost
+        state = self._info.get("status", "none")
+        run_state: dict[str, Any] = {}
+        try:
+            if qemu.ended is None:
+                run_state = self._run_state(qemu, state, common)
+        except QemuError:
+            if qemu.wait(_DYING_S) is None:
+                raise
         if qemu.ended is not None:
             outcome = "killed" if self._killed else "crashed" if qemu.ended < 0 else "failed"
             said = _died(qemu, qemu.ended)
             return EndpointStatus(outcome=outcome, error=said, exit_status=qemu.ended, **common)
-        state = self._info.get("status", "none")
-        if state == "completed":
-            if self._vm.keep_state:
-                try:
-                    self._keep_state(qemu)
-                except (VfmigError, OSError) as lack:  # a full disk, say: the migration is as good as it was
-                    self._core.unlink(missing_ok=True)
-                    common["complaint"] = f"what the guest has could not be kept: {lack}"
-            if self._role == "target":
-                self._resume(qemu)
-        run_state = qemu.execute("query-status")
         outcome = state if state in _OVER else "killed" if self._killed else "failed"
         return EndpointStatus(
             outcome=outcome,
@@ -317,6 +316,32 @@ class QemuEnd:
             **common,
         )
 
+    def _run_state(self, qemu: Qemu, state: str, common: dict[str, Any]) -> dict[str, Any]:
+        """QEMU's answer to query-status, once it is what it stays; a target that is kept stopped is let run.
+
+        A source says failed or cancelled a moment before it lets its VM run again: until then it is in
+        finish-migrate, and there for good if it never does.
+        """
+        target = self._role == "target"
+        if state == "completed" and self._vm.keep_state:
+            try:
+                self._keep_state(qemu)
+            except (VfmigError, OSError) as lack:  # a full disk, say: the migration is as good as it was
+                self._core.unlink(missing_ok=True)
+                common["complaint"] = f"what the guest has could not be kept: {lack}"
+            if target:
+                qemu.execute("cont")
+        deadline = time.monotonic() + (self._config.idle_timeout_s if target else _RUNS_AGAIN_S)
+        while True:
+            answer: dict[str, Any] = qemu.execute("query-status")
+            if target:
+                waits = state == "completed" and not answer["running"]
+            else:
+                waits = state in _OVER and answer["status"] == "finish-migrate"
+            if not waits or time.monotonic() > deadline:
+                return answer
+            time.sleep(_LOOK_S)
+
     def _keep_state(self, qemu: Qemu) -> None:
         """Write what the guest has into the evidence folder: its RAM, and the PCI state of its devices."""
         qemu.execute("dump-guest-memory", paging=False, protocol=f"file:{self._core.absolute()}")
@@ -329,16 +354,6 @@ class QemuEnd:
             for name, state in states.items()
         }
         (self._folder / f"{self._role}.pci.json").write_text(json.dumps(told, indent=1) + "\n")
-
-    def _resume(self, qemu: Qemu) -> None:
-        """Let a target that was kept stopped run, and wait until it does, or is over."""
-        if self._vm.keep_state:
-            qemu.execute("cont")
-        deadline = time.monotonic() + self._config.idle_timeout_s
-        while qemu.ended is None and not qemu.execute("query-status")["running"]:
-            if time.monotonic() > deadline:
-                return
-            time.sleep(_LOOK_S)
 
     def _calls(self, qemu: Qemu) -> int:
         with contextlib.suppress(VfmigError):

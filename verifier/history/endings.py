@@ -75,6 +75,8 @@ class Endings:
             own = self.own_word(role)
             took_over = own is not None and own.outcome == "completed"
             sure = line.outcome != "killed" and not (line.outcome == "crashed" and took_over)
+            if role == "source" and line.outcome in _FINAL and not line.runs and own is not None and own.runs:
+                sure = False  # who watched may have looked before it let its VM run again
             said = (record,) if own is None else (record, *own.said)
             return Ending(line.outcome, line.runs if sure else None, line.error, said)
         return self.own_word(role)
