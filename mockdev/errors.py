@@ -60,10 +60,6 @@ class DeviceError(VfmigError):
         self.device = device
 
 
-class InjectedError(DeviceError):
-    """A DeviceError that somebody asked for; see device/faults.py."""
-
-
 class CancelledError(VfmigError):
     """The migration was called off on this side before it completed."""
 

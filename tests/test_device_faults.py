@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -258,6 +259,77 @@ def test_the_tracker_fails() -> None:
     assert number(mock.dirty.report, 0, 0, 4096, 4096) == errno.EIO
     mock.faults = NO_FAULTS
     assert mock.dirty.report(0, 0, 4096, 4096) == []
+
+
+TOLD = [
+    "vf0:reset@2000",
+    "vf0:detach@2000",
+    "vf0.save:eio@3KiB",
+    "vf0.save:eio@#1",
+    "vf0.save:eof@3KiB",
+    "vf0.save:fail@3KiB",
+    "vf0.save:bad-resource",
+    "vf0.load:eio@3KiB",
+    "vf0.arc.STOP_COPY:eio",
+    "vf0.arc.RESUMING:after=eio",
+    "vf0.config:eio",
+    "vf0.precopy:eio",
+    "vf0.data-size:eio",
+    "vf0.data-size:says=0",
+    "vf0.tracker:eio",
+]
+UNTOLD = [
+    "vf0.save:stall=1ms",
+    "vf0.save:short=1000",
+    "vf0.load:stall=1ms",
+    "vf0.arc.STOP:stall=1ms",
+    "vf0.config:stall=1ms",
+    "vf0.precopy:endless",
+    "vf0.precopy:reinit",
+    "vf0.save:eio@1MiB",  # where the state has ended
+]
+
+
+def try_all(mock: Device) -> None:
+    """Save and load, with every question on the way; each may fail, and the next is asked all the same."""
+    file: DataFile | None = None
+    walk = (State.PRE_COPY, State.STOP_COPY, State.RUNNING, State.RESUMING, State.RUNNING)
+    for now_ns, state in zip(range(0, 50 * MS, 10 * MS), walk, strict=True):
+        with suppress(DeviceError):
+            came = mock.set_state(now_ns, state)
+            file = file if came is None or isinstance(came, NotYet) else came
+        with suppress(DeviceError):
+            mock.data_size(now_ns)
+        with suppress(DeviceError):
+            mock.load_config(now_ns, mock.save_config())
+        with suppress(DeviceError):
+            mock.dirty.start(now_ns, 4096, [Range(0, 4096)])
+        with suppress(DeviceError):
+            mock.dirty.report(now_ns, 0, 4096, 4096)
+        with suppress(DeviceError):
+            if isinstance(file, SaveFile):
+                mock.precopy_info(now_ns, file)
+        with suppress(DeviceError):
+            if isinstance(file, SaveFile):
+                while file.read(now_ns, 1000):
+                    now_ns += 2 * MS
+        with suppress(DeviceError):
+            if isinstance(file, ResumeFile):
+                write(file, now_ns, stream())
+
+
+@pytest.mark.parametrize("text", [*TOLD, *UNTOLD])
+def test_a_fault_that_no_sound_device_has_is_told_once(text: str) -> None:
+    told: list[int] = []
+    mock = device(text, plan=PRECOPY)
+    mock.on_fault = told.append
+
+    try_all(mock)
+    assert len(told) == (text in TOLD)
+    mock.faults = faults(text)
+    try_all(mock)
+    again = "detach" not in text  # what is gone is gone
+    assert len(told) == (1 + again) * (text in TOLD)
 
 
 # -- the whole device ----------------------------------------------------------------------------------

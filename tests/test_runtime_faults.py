@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mockdev.errors import VfmigError
+from mockdev.journal import Mark, read
 from mockdev.runtime.config import MigrationConfig
 from tests.endpoints import migrate
 
@@ -44,6 +45,8 @@ def test_a_failing_device_fails_the_migration_and_the_source_runs_on(
     status = outcome.source if end == "source" else outcome.target
     assert re.search(error, status.error), status
     assert (outcome.source.runs, outcome.target.runs) == (True, False)
+    lines = list(read(tmp_path / f"{end}.jsonl"))
+    assert [line.name for line in lines if isinstance(line, Mark)].count("fault") == 1
 
 
 def test_a_source_whose_device_is_gone_cannot_run_on(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mockdev.device.image import Pattern
 from mockdev.device.resuming import ResumeFile
 from mockdev.device.saving import SaveFile
 from mockdev.errors import DeviceError
-from mockdev.journal import Image, Journal, Read, Unanswered, Verified, Wrote
+from mockdev.journal import Image, Journal, Mark, Read, Unanswered, Verified, Wrote
 from mockdev.journal import State as StateLine
 from mockdev.vfio import iommufd, uapi
 from mockdev.vfio.fsm import next_step
@@ -91,6 +91,7 @@ class LentDevice:
         self._answered_ns = 0  # when the last write returned
         self._dma_writes: list[Range] = []  # since the log was last asked
         device.on_arc = self._arc
+        device.on_fault = lambda now_ns: journal.write(Mark(t=now_ns, name="fault"))
         device.dirty.source = self._dma_written
 
     # -- the device's own descriptor -----------------------------------------------------------------

@@ -46,9 +46,9 @@ from mockdev.device.faults import device_faults, with_fault
 from mockdev.device.image import Pattern
 from mockdev.device.saving import Plan
 from mockdev.device.timing import PROFILES, Firmware
-from mockdev.errors import DeviceError, InjectedError, VfmigError
+from mockdev.errors import DeviceError, VfmigError
 from mockdev.faultspec import FaultSpec, parse
-from mockdev.journal import Begin, End, Failure, Journal, JournalError, Mark, Unanswered
+from mockdev.journal import Begin, End, Failure, Journal, JournalError, Unanswered
 from mockdev.memory import reserve, touch
 
 _FDS_PER_DEVICE = 3  # its own, and two data files in turn
@@ -183,7 +183,7 @@ class Supervisor:
         try:
             answer = self._answer(listener, call)
         except DeviceError as error:
-            answer = self._failed(error)
+            answer = -error.errno
         except GoneError:
             return
         if isinstance(answer, int):
@@ -200,17 +200,12 @@ class Supervisor:
         except StopIteration as stop:
             _send(listener, call, stop.value)
         except DeviceError as error:
-            _send(listener, call, self._failed(error))
+            _send(listener, call, -error.errno)
         except GoneError:
             pass
         else:
             self._order += 1
             heapq.heappush(self._heap, _Waiting(ready_ns, self._order, call, answer))
-
-    def _failed(self, error: DeviceError) -> int:
-        if isinstance(error, InjectedError):
-            self.journal.write(Mark(t=self.clock.now_ns(), name="fault"))
-        return -error.errno
 
     # -- which call means what -----------------------------------------------------------------------
 

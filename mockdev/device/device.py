@@ -35,6 +35,9 @@ calls; what is under way sees it too.
 `device.on_arc`, when set, is called with (ns, from, to) at the end of each single arc, and at a reset or
 close that changes the state: for a journal. It must not call the device.
 
+`device.on_fault`, when set, is called with (ns) when one of `faults` has had an effect that a sound device
+would not have: once, until others are given. Stalls, short reads and a PRE_COPY that goes on are none.
+
 A file that does not block turns NotYet into EAGAIN. calls.py has the same at the level of ioctl numbers.
 
 A device's state lies in the memory it is made with: `state_bytes` of it are saved, and a resume session
@@ -53,12 +56,12 @@ from typing import NamedTuple, TypeVar
 from mockdev.device.config import load_config_state, save_config_state
 from mockdev.device.dirty import DirtyLog
 from mockdev.device.faults import NO_FAULTS, ArcFault, Blow, Faults, Strike
-from mockdev.device.files import DataFile, NotYet
+from mockdev.device.files import DataFile, NotYet, Struck
 from mockdev.device.lock import StateLock, Steps
 from mockdev.device.saving import Plan, SaveFile, SaveState
 from mockdev.device.sessions import PRECOPY_STATES, Sessions, spend
 from mockdev.device.timing import Firmware
-from mockdev.errors import DeviceError, InjectedError
+from mockdev.errors import DeviceError
 from mockdev.vfio.fsm import next_step
 from mockdev.vfio.pci import CX7_VF, Identity, PciFunction
 from mockdev.vfio.uapi import MigrationFlags, State
@@ -115,13 +118,16 @@ class Device:
         self.dirty = self.dirty_type()
         self.state = State.RUNNING
         self.on_arc: OnArc | None = None
+        self.on_fault: Struck | None = None
+        self._told = False
         self.precopy_v2 = False  # asked for with the feature of that name; until the device is closed
         self._reinit = False
         self._lock = StateLock()
         self._switched_ns: int | None = None  # when it was stopped to be saved, or first written to
         self._sessions = self.sessions_type(
-            self.memory, state_bytes, self.plan, firmware, faults, self._passes
+            self.memory, state_bytes, self.plan, firmware, faults, self._passes, self._struck
         )
+        self.dirty.on_fault = self._struck
         self.faults = faults
         firmware.functions += 1
 
@@ -132,6 +138,7 @@ class Device:
 
     @faults.setter
     def faults(self, faults: Faults) -> None:
+        self._told = False
         self._sessions.set_faults(faults)
         self.dirty.report_errno = faults.tracker or 0
 
@@ -260,7 +267,18 @@ class Device:
     def _injected(self, now_ns: int, fault: ArcFault) -> DeviceError:
         if fault.to_error:
             self._enter(now_ns, State.ERROR)
-        return InjectedError(fault.errno, f"{self.name}: injected on the arc to {fault.to.name}")
+        return self._fails(now_ns, fault.errno, f"injected on the arc to {fault.to.name}")
+
+    # -- inside: faults --------------------------------------------------------------------------------
+
+    def _struck(self, now_ns: int) -> None:
+        if self.on_fault is not None and not self._told:
+            self._told = True
+            self.on_fault(now_ns)
+
+    def _fails(self, now_ns: int, number: int, message: str = "injected") -> DeviceError:
+        self._struck(now_ns)
+        return DeviceError(number, f"{self.name}: {message}")
 
     # -- inside: blows -------------------------------------------------------------------------------
 
@@ -291,6 +309,7 @@ class Device:
         return False
 
     def _strike(self, now_ns: int, strike: Strike) -> None:
+        self._struck(now_ns)
         if self._lock.busy(now_ns) is not None:
             self._lock = StateLock()  # the call that is under way begins anew
         self._sessions.end_save(now_ns)
@@ -309,15 +328,18 @@ class Device:
         self._sessions.check_attached()
         faults = self.faults
         if faults.data_size is not None:
-            raise InjectedError(faults.data_size, f"{self.name}: injected")
-        yield from spend(now_ns, self.firmware.profile.query_ns)
-        return self.state_bytes if faults.data_size_says is None else faults.data_size_says
+            raise self._fails(now_ns, faults.data_size)
+        now_ns = yield from spend(now_ns, self.firmware.profile.query_ns)
+        if faults.data_size_says is None:
+            return self.state_bytes
+        self._struck(now_ns)
+        return faults.data_size_says
 
     def _precopy(self, now_ns: int, file: SaveFile) -> Steps[Precopy]:
         if self.state not in PRECOPY_STATES:
             raise DeviceError(errno.EINVAL, f"{self.name}: no PRE_COPY in {self.state.name}")
         if self.faults.precopy is not None:
-            raise InjectedError(self.faults.precopy, f"{self.name}: injected")
+            raise self._fails(now_ns, self.faults.precopy)
         increment = 0
         if self.state is State.PRE_COPY and file is self._sessions.save:
             self._sessions.check_attached()
@@ -348,7 +370,7 @@ class Device:
 
     def _take_config(self, now_ns: int) -> Steps[None]:
         if self.faults.config is not None:
-            raise InjectedError(self.faults.config, f"{self.name}: injected")
+            raise self._fails(now_ns, self.faults.config)
         profile = self.firmware.profile
         cost_ns = profile.config_per_function_ns * self.firmware.functions
         yield from spend(now_ns, cost_ns + self.faults.config_stall_ns)

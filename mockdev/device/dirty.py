@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
+from mockdev.device.files import Struck
 from mockdev.errors import DeviceError
 
 PAGE_SIZE_MIN = 4096
@@ -66,6 +67,7 @@ class DirtyLog:
         self.active = False
         self.start_errno = 0
         self.report_errno = 0
+        self.on_fault: Struck = lambda _now_ns: None
         self._logged: list[tuple[int, int]] = []  # address spaces that are watched
         self._dirty: list[tuple[int, int]] = []  # [start, end), sorted and apart after _merge
 
@@ -114,6 +116,7 @@ class DirtyLog:
         if not self.active:
             raise DeviceError(errno.EINVAL, "the log is off")
         if self.report_errno:
+            self.on_fault(now_ns)
             raise DeviceError(self.report_errno, "the tracker has failed")
         self._collect(now_ns)
         pages: list[tuple[int, int]] = []

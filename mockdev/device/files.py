@@ -21,6 +21,10 @@ Passes = Callable[[int, int, int], int]
 All, unless something is to befall the device among them; 0 when it just has, and the session is dead."""
 
 
+Struck = Callable[[int], None]
+"""Called with now_ns when a fault that was asked for has had its effect."""
+
+
 class Written(NamedTuple):
     """How many bytes of a write were taken, and when the file goes on (it is loading until then)."""
 

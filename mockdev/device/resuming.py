@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mockdev.device.faults import Faults, Index, Place, Stall
-from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Passes, Written
+from mockdev.device.files import POLL_OUT, POLL_WRNORM, DataFile, NotYet, Passes, Struck, Written
 from mockdev.device.timing import Command, Firmware
-from mockdev.errors import DeviceError, InjectedError
+from mockdev.errors import DeviceError
 from mockdev.vfio.mlx5_stream import LoadState, ResumeMachine
 
 
@@ -36,7 +36,9 @@ class ResumeFile(DataFile):
     state, kept for `passed`. faults: may be replaced at any time.
     """
 
-    def __init__(self, image: memoryview, firmware: Firmware, faults: Faults, passes: Passes) -> None:
+    def __init__(
+        self, image: memoryview, firmware: Firmware, faults: Faults, passes: Passes, struck: Struck
+    ) -> None:
         self.faults = faults
         self.written_bytes = 0
         self.received_bytes = 0
@@ -51,6 +53,7 @@ class ResumeFile(DataFile):
         self._told_bytes = 0  # of the image, by `passed`
         self._firmware = firmware
         self._passes = passes
+        self._struck = struck
         self._loading: Command | None = None
         self._waiting: Command | None = None  # a LOAD that does not begin before...
         self._wait_end_ns = 0
@@ -169,7 +172,7 @@ class ResumeFile(DataFile):
 
     def _load(self, now_ns: int, size: int) -> None:
         cost_ns = self._firmware.profile.load_ns(size)
-        command = Command(cost_ns, lambda _end_ns: self._loaded(size))
+        command = Command(cost_ns, lambda end_ns: self._loaded(end_ns, size))
         stall = self.faults.load_stall
         if stall is not None and stall is not self._stalled and self._is_at(stall.offset, size):
             self._stalled = stall
@@ -179,7 +182,7 @@ class ResumeFile(DataFile):
         self._loading = command
         self._firmware.start(now_ns, command)
 
-    def _loaded(self, size: int) -> None:
+    def _loaded(self, end_ns: int, size: int) -> None:
         self._loading = None
         fault = self.faults.load
         if fault is not None and self._is_at(fault.offset, size):
@@ -187,7 +190,8 @@ class ResumeFile(DataFile):
             where = (
                 f"at byte {fault.offset}" if isinstance(fault.offset, int) else f"from {self.loaded_bytes}"
             )
-            self._failure = InjectedError(fault.errno, f"injected {where} of the state")
+            self._failure = DeviceError(fault.errno, f"injected {where} of the state")
+            self._struck(end_ns)
             return
         self.loads += 1
         self.loaded_bytes += size

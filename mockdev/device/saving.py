@@ -17,9 +17,9 @@ from enum import Enum
 
 from mockdev.device.chunks import CHUNKS_MAX, Piece, ReadyList
 from mockdev.device.faults import Faults, Index, Place, Stall
-from mockdev.device.files import POLL_IN, POLL_RDHUP, POLL_RDNORM, DataFile, NotYet, Passes
+from mockdev.device.files import POLL_IN, POLL_RDHUP, POLL_RDNORM, DataFile, NotYet, Passes, Struck
 from mockdev.device.timing import MIB, Command, Firmware
-from mockdev.errors import DeviceError, InjectedError
+from mockdev.errors import DeviceError
 from mockdev.vfio.mlx5_stream import RECORD_HEADER, image_header, stop_copy_size_record
 
 _BUFFER_PAGE = 4096
@@ -63,7 +63,13 @@ class SaveFile(DataFile):
     """
 
     def __init__(
-        self, source: memoryview, plan: Plan, firmware: Firmware, faults: Faults, passes: Passes
+        self,
+        source: memoryview,
+        plan: Plan,
+        firmware: Firmware,
+        faults: Faults,
+        passes: Passes,
+        struck: Struck,
     ) -> None:
         self.state = SaveState.NONE
         self.saved_bytes = 0
@@ -73,6 +79,7 @@ class SaveFile(DataFile):
         self._plan = plan
         self._firmware = firmware
         self._passes = passes
+        self._struck = struck
         self._records = firmware.profile.records
         self._stalled: Stall | None = None  # whose time has begun
         self._stall_end_ns = 0
@@ -221,10 +228,13 @@ class SaveFile(DataFile):
             before = self._before(fault.offset, size)
             if not before:
                 self.state = SaveState.ERROR
-                raise InjectedError(fault.errno, f"injected at byte {self.position} of the stream")
+                self._struck(now_ns)
+                raise DeviceError(fault.errno, f"injected at byte {self.position} of the stream")
             size = before
         if faults.eof is not None:
             size = self._before(faults.eof, size)
+            if not size:
+                self._struck(now_ns)
         if (short := faults.short_reads) is not None:
             size = self._before(short.offset, size) or min(size, short.size)
         return size
@@ -260,7 +270,10 @@ class SaveFile(DataFile):
 
     def _saved(self, end_ns: int, start: int, piece: Piece) -> None:
         self._saving = None
-        if self.state is SaveState.ERROR or self._save_fails(start, piece):
+        if self.state is SaveState.ERROR:
+            return
+        if self._save_fails(start, piece):
+            self._struck(end_ns)
             return
         if self._records:
             self._ready.add([Piece(memoryview(image_header(len(piece.view))), False)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 
 from mockdev.device.faults import Faults
-from mockdev.device.files import DataFile, Passes
+from mockdev.device.files import DataFile, Passes, Struck
 from mockdev.device.lock import Steps
 from mockdev.device.resuming import ResumeFile
 from mockdev.device.saving import Plan, SaveFile, SaveState
@@ -61,6 +61,7 @@ class Sessions:
         firmware: Firmware,
         faults: Faults,
         passes: Passes,
+        struck: Struck,
     ) -> None:
         self.memory = memory
         self.state_bytes = state_bytes
@@ -71,6 +72,7 @@ class Sessions:
         self.save: SaveFile | None = None
         self.resume: ResumeFile | None = None
         self._passes = passes
+        self._struck = struck
 
     def set_faults(self, faults: Faults) -> None:
         """Use these from now on, in open sessions too."""
@@ -164,13 +166,18 @@ class Sessions:
 
     def _open_save(self, now_ns: int, *, track: bool) -> SaveFile:
         self.save = self.save_type(
-            self.memory[: self.state_bytes], self.plan, self.firmware, self.faults, self._passes
+            self.memory[: self.state_bytes],
+            self.plan,
+            self.firmware,
+            self.faults,
+            self._passes,
+            self._struck,
         )
         self.firmware.enter(now_ns)
         self.save.open(now_ns, track=track)
         return self.save
 
     def _open_resume(self, now_ns: int) -> ResumeFile:
-        self.resume = self.resume_type(self.memory, self.firmware, self.faults, self._passes)
+        self.resume = self.resume_type(self.memory, self.firmware, self.faults, self._passes, self._struck)
         self.firmware.enter(now_ns)
         return self.resume

@@ -19,7 +19,7 @@ from mockdev.device.image import Pattern
 from mockdev.device.resuming import ResumeFile, Span
 from mockdev.device.saving import Plan, SaveFile
 from mockdev.device.timing import PROFILES, Firmware, Profile
-from mockdev.errors import DeviceError, InjectedError, LocalProtocolError, RemoteProtocolError
+from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 from mockdev.faultspec import parse_all
 from mockdev.journal import Image, Verified
 from mockdev.journal import State as StateLine
@@ -79,6 +79,7 @@ class Slot:
         self._read: list[memoryview] = []  # not digested yet
         self._record: Span | None = None  # the last one that `landing` knows of
         self._config_digest = ""
+        device.on_fault = lambda _now_ns: session.mark("fault")
 
     # -- states --------------------------------------------------------------------------------------
 
@@ -291,8 +292,6 @@ class Slot:
             self.session.sleep_until(result.ready_ns)
 
     def _named(self, error: DeviceError, doing: str) -> DeviceError:
-        if isinstance(error, InjectedError):
-            self.session.mark("fault")
         message = str(error).partition(": ")[2]
         if self.idstr not in message:
             message = f"{self.idstr}: {message}"

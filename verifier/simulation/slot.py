@@ -13,7 +13,7 @@ from mockdev.device.device import Device
 from mockdev.device.files import DataFile, NotYet
 from mockdev.device.image import Pattern
 from mockdev.device.saving import SaveFile
-from mockdev.errors import DeviceError, InjectedError, LocalProtocolError, RemoteProtocolError
+from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 from mockdev.journal import AnyLine, Image, Mark, Verified
 from mockdev.journal import State as StateLine
 from mockdev.vfio.fsm import next_step
@@ -45,6 +45,7 @@ class Slot:
         self.bytes_passed = 0
         self._digest = xxhash.xxh3_128()
         self._config_digest = ""
+        device.on_fault = lambda _now_ns: say(Mark(t=world.now_ns, name="fault"))
 
     # -- states --------------------------------------------------------------------------------------
 
@@ -79,7 +80,7 @@ class Slot:
         try:
             views = self._open_file().read(self.world.now_ns, size_max)
         except DeviceError as error:
-            raise self._noted(error) from None
+            raise self._named(error) from None
         if type(views) is list:
             for view in views:
                 self._digest.update(view)
@@ -125,7 +126,7 @@ class Slot:
             try:
                 written = file.write(now_ns, view)
             except DeviceError as error:
-                raise self._noted(error) from None
+                raise self._named(error) from None
             view = view[written.consumed :]
             if written.ready_ns > now_ns:
                 yield written.ready_ns
@@ -181,15 +182,12 @@ class Slot:
             try:
                 result = attempt(self.world.now_ns)
             except DeviceError as error:
-                raise self._noted(error) from None
+                raise self._named(error) from None
             if not isinstance(result, NotYet):
                 return result
             yield result.ready_ns
 
-    def _noted(self, error: DeviceError) -> DeviceError:
-        """The error, named after the device; one that was asked for is marked."""
-        if isinstance(error, InjectedError):
-            self.say(Mark(t=self.world.now_ns, name="fault"))
+    def _named(self, error: DeviceError) -> DeviceError:
         error.device = self.name
         return error
 
