@@ -139,6 +139,18 @@ def test_a_source_that_says_itself_that_it_runs_again_is_not_lost(tmp_path: Path
     assert "OC-3" in ids(of(script, tmp_path))
 
 
+@pytest.mark.parametrize("completed", [YES, NO])
+def test_a_target_that_was_called_off_when_it_had_taken_over_is_not_accused(
+    completed: bool, tmp_path: Path
+) -> None:
+    script = recorded("lost", ("completed", NO), ("cancelled", NO))
+    status = {"event": "MIGRATION", "data": {"status": "completed" if completed else "failed"}}
+    script.events["target"] = [json.dumps({"timestamp": {"seconds": 1, "microseconds": 0}, **status})]
+    report = of(script, tmp_path)
+    assert ids(report) & {"OC-2", "OC-3"} == (set() if completed else {"OC-2", "OC-3"})
+    assert doubted(report) == ({"OC-2", "OC-3"} if completed else set())
+
+
 def test_the_record_is_believed_before_a_journal(tmp_path: Path) -> None:
     script = good()
     script.record = recorded("lost", ("completed", NO), ("crashed", NO)).record

@@ -132,6 +132,7 @@ class QemuEnd:
         self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
         self._qemu: Qemu | None = None
         self._killed = False
+        self._called_off = False
         self._switched = False
         self._info: dict[str, Any] = {}
         self._core = folder / f"{role}.core"
@@ -283,6 +284,7 @@ class QemuEnd:
                 if told.what == "cancel" and self._role == "source":
                     qemu.execute("migrate_cancel")
                 elif told.what == "cancel":
+                    self._called_off = True
                     return "called off"
         return ""
 
@@ -304,6 +306,8 @@ class QemuEnd:
             said = _died(qemu, qemu.ended)
             return EndpointStatus(outcome=outcome, error=said, exit_status=qemu.ended, **common)
         outcome = state if state in _OVER else "killed" if self._killed else "failed"
+        if self._called_off and outcome == "failed":
+            outcome = "cancelled"
         return EndpointStatus(
             outcome=outcome,
             error=error or (self._info.get("error-desc", "") if outcome != "completed" else ""),

@@ -74,7 +74,8 @@ class Endings:
             line = record.line
             own = self.own_word(role)
             took_over = own is not None and own.outcome == "completed"
-            sure = line.outcome != "killed" and not (line.outcome == "crashed" and took_over)
+            ended_later = took_over and line.outcome in ("crashed", "cancelled")
+            sure = line.outcome != "killed" and not ended_later
             if role == "source" and line.outcome in _FINAL and not line.runs and own is not None and own.runs:
                 sure = False  # who watched may have looked before it let its VM run again
             said = (record,) if own is None else (record, *own.said)

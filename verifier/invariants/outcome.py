@@ -103,10 +103,10 @@ class SidesAgree(_AtBothEnds):
 
     def weigh(self, source: Ending, target: Ending) -> Iterator[str]:
         if source.outcome == "completed" != target.outcome:
-            if not target.own_word:
+            if target.runs is None or not target.own_word:
                 self.doubt(source, target)
-                return
-            yield f"the source completed, the target {target.outcome}"
+            else:
+                yield f"the source completed, the target {target.outcome}"
 
 
 class SomeSideRuns(_AtBothEnds):
