@@ -66,6 +66,12 @@ class State(Line, frozen=True, kw_only=True):
     errno: int = 0
 
 
+class Reset(Line, frozen=True, kw_only=True):
+    """An unmodified QEMU reset a device; the line of a state that it thereby left comes next."""
+
+    device: str
+
+
 class Saved(Line, frozen=True, kw_only=True):
     """The source read one buffer. idx: its index, -1 on the main channel. config: it is the config state."""
 
@@ -187,6 +193,7 @@ AnyLine = (
     Begin
     | Connected
     | State
+    | Reset
     | Saved
     | Sent
     | Received

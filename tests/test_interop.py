@@ -115,6 +115,31 @@ def test_a_vm_runs_twice_after_a_late_cancel(tmp_path: Path, release: str) -> No
     assert "OC-1" in {violation.id for violation in report.violations}
 
 
+@pytest.mark.parametrize("release", BINARIES)
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        ("target.vf0.arc.RUNNING:eio", {"ST-13"}),  # reset, and all that was loaded is lost
+        ("target.vf0.arc.RUNNING:error=eio", {"ST-13"}),
+        ("target.vf0.config:eio", {"EQ-8"}),  # a write to the config space that fails is only logged
+        # Of no concern to the migration: the source's device fails, or is reset, when all has been sent.
+        ("source.vf0:reset@+2s", set()),
+        ("source.vf0.arc.STOP:eio", set()),
+    ],
+)
+def test_a_completed_migration_that_lost_what_it_moved(
+    tmp_path: Path, release: str, fault: str, found: set[str]
+) -> None:
+    vm = Vm(binary=BINARIES[release], keep_state=True)
+    config = MigrationConfig(
+        vfs=2, state_bytes=STATE_BYTES, profile="unlimited", precopy_bytes=MIB, faults=(fault,)
+    )
+    report = migrate(tmp_path, config, Pair(source=vm, target=vm, relay=True))
+    assert {violation.id for violation in report.violations} == found, report.violations
+    if found:
+        assert report.outcome == "completed"
+
+
 def test_on_the_main_channel_the_same_error_fails_cleanly(tmp_path: Path) -> None:
     vm = Vm(binary=BINARY)
     faults = ("target.vf0.load:eio@2MiB",)

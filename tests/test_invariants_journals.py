@@ -9,6 +9,7 @@ looks at, so that each word matters. The words of a line (see `lines_of`):
   S3c=20 T0/1  the config state, of 20 bytes; channel  completed       the end (also failed, cancelled)
   b:S0         of device b, not a                      deadline        it gives up; error: it fails
   @30          it is that second                       equal, wrong    what was loaded is what it should be
+  reset        a QEMU resets the device
   image=9/x/c  all of the device passed here: size, digest, the config state's digest
   COMPLETED    the end, as a QEMU's events tell it
 
@@ -33,6 +34,7 @@ from mockdev.journal import (
     Mark,
     Read,
     Received,
+    Reset,
     Saved,
     Sent,
     State,
@@ -101,6 +103,8 @@ def line_of(word: str, t: int) -> AnyLine | QmpEvent:
     if what.startswith("image"):
         whole, digest, own = (*what.partition("=")[2].split("/"), "", "", "")[:3]
         return Image(t=t, device=name, size=int(whole or 0), digest=digest, config_digest=own)
+    if what == "reset":
+        return Reset(t=t, device=name)
     if what in ("equal", "wrong"):
         return Verified(t=t, device=name, equal=what == "equal", wrong_at=0)
     if what in ("completed", "failed", "cancelled"):
@@ -264,6 +268,18 @@ ONE_END: list[tuple[str, str, str, bool]] = [
     ("ST-9", "source", "a:P2P>STOP b:STOP>P2P b:P2P>STOP", NO),
     ("ST-9", "source", "a:P2P>STOP b:RUN>P2P b:P2P>RUN a:STOP>P2P b:RUN>P2P b:P2P>STOP", NO),
     ("ST-9", "source", "a:P2P>STOP a:RUN>P2P a:P2P>STOP", NO),
+    ("ST-9", "source", "qemu a:P2P>STOP a:STOP>RUN b:RUN>P2P a:RUN>P2P b:P2P>STOP", NO),
+    ("ST-9", "source", "a:RUN>P2P a:P2P>STOP! b:P2P>STOP a:RUN>P2P a:P2P>STOP", NO),
+    ("ST-9", "source", "qemu a:P2P>STOP a:STOP>RUN b:P2P>STOP a:RUN>P2P a:P2P>STOP", NO),  # it was reset
+    ("ST-13", "target", "qemu LOAD>STOP STOP>P2P P2P>RUN reset COMPLETED", NO),  # the guest's
+    ("ST-13", "target", "qemu LOAD>STOP STOP>P2P P2P>RUN! reset P2P>RUN COMPLETED", YES),
+    ("ST-13", "target", "qemu LOAD>STOP STOP>P2P P2P>RUN RUN>RUN! reset COMPLETED", YES),
+    ("ST-13", "target", "qemu LOAD>STOP reset STOP>RUN COMPLETED", YES),
+    ("ST-13", "target", "qemu LOAD>STOP reset STOP>RUN FAILED", NO),
+    ("ST-13", "target", "qemu LOAD>STOP! reset LOAD>RUN COMPLETED", NO),  # nothing was loaded
+    ("ST-13", "target", "qemu reset STOP>LOAD LOAD>STOP STOP>P2P P2P>RUN COMPLETED", NO),
+    ("ST-13", "target", "qemu LOAD>STOP b:P2P>RUN! b:reset STOP>P2P P2P>RUN COMPLETED", NO),
+    ("ST-13", "source", "qemu LOAD>STOP STOP>P2P P2P>RUN! reset COMPLETED", NO),
     ("ST-9", "target", "a:RUN>P2P a:P2P>STOP b:RUN>P2P b:P2P>STOP", NO),
     ("LV-1", "target", "switchover-start R0 R1c deadline", YES),
     ("LV-1", "target", "switchover-start R-1 L-1 R0 L0 R1c deadline", YES),

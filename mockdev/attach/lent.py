@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
 import xxhash
@@ -27,7 +28,7 @@ from mockdev.device.image import Pattern
 from mockdev.device.resuming import ResumeFile
 from mockdev.device.saving import SaveFile
 from mockdev.errors import DeviceError
-from mockdev.journal import Image, Journal, Mark, Read, Unanswered, Verified, Wrote
+from mockdev.journal import Image, Journal, Mark, Read, Reset, Unanswered, Verified, Wrote
 from mockdev.journal import State as StateLine
 from mockdev.vfio import iommufd, uapi
 from mockdev.vfio.fsm import next_step
@@ -90,6 +91,8 @@ class LentDevice:
         self._overhead_ns = 0  # of interception, not yet allowed for
         self._answered_ns = 0  # when the last write returned
         self._dma_writes: list[Range] = []  # since the log was last asked
+        self._resets = False  # a reset is under way and has no line yet
+        self._failed_from: State | None = None  # what it was in before a failed arc left it in ERROR
         device.on_arc = self._arc
         device.on_fault = lambda now_ns: journal.write(Mark(t=now_ns, name="fault"))
         device.dirty.source = self._dma_written
@@ -99,7 +102,9 @@ class LentDevice:
     def ioctl(self, request: int, address: int, memory: ProcessMemory, put_fd: PutFd) -> Answer:
         """An ioctl on the device. put_fd: make this number a descriptor of the caller's."""
         if request == Ioctl.DEVICE_RESET:
+            self._resets = True
             yield from self._timed(lambda now_ns: device_ioctl(self.device, now_ns, request, b""))
+            self._reset_line(self._clock.now_ns())
             return 0
         size = int.from_bytes(memory.read(address, 4), "little")
         if size > _ARGUMENT_BYTES_MAX:
@@ -303,7 +308,16 @@ class LentDevice:
                 return self.device.memory[at : at + size]
         return memoryview(bytearray(size))
 
+    def _reset_line(self, now_ns: int) -> None:
+        if self._resets:
+            self._resets = False
+            self._journal.write(Reset(t=now_ns, device=self.name))
+
     def _arc(self, now_ns: int, old: State, new: State) -> None:
+        if new is State.ERROR:
+            self._failed_from = old  # its line says why, and is written when the call fails
+            return
+        self._reset_line(now_ns)
         self._journal.write(StateLine(t=now_ns, device=self.name, old=old.name, new=new.name))
         if old is State.RESUMING and self._loading is not None:
             self._image(now_ns, self.written_bytes, self._loading.digest)
@@ -316,11 +330,12 @@ class LentDevice:
             self.unanswered += 1
             self._journal.write(Unanswered(t=now_ns, on=self.name, request=request))
         elif (wanted := _wanted_state(request, argument)) is not None:
-            old = self.device.state
-            try:
-                new = next_step(old, wanted, self.device.flags)
-            except DeviceError:
-                new = wanted
+            old, new = self.device.state, wanted
+            if self._failed_from is not None:
+                old, new = self._failed_from, State.ERROR
+                self._failed_from = None
+            with suppress(DeviceError):
+                new = next_step(old, new, self.device.flags)
             line = StateLine(t=now_ns, device=self.name, old=old.name, new=new.name, errno=number)
             self._journal.write(line)
 

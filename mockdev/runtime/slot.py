@@ -92,7 +92,7 @@ class Slot:
             try:
                 file = self._call(partial(self._arc, new))
             except DeviceError as error:
-                self._journal_arc(old, new, error.errno)
+                self._journal_arc(old, State.ERROR if device.state is State.ERROR else new, error.errno)
                 raise
             if file is not None:
                 self.file = file

@@ -19,6 +19,7 @@ from mockdev.journal import (
     Mark,
     Read,
     Received,
+    Reset,
     Saved,
     Sent,
     State,
@@ -175,6 +176,20 @@ def left_resuming(s: Script) -> None:
         s.lines["target"].remove(line)
 
 
+def reset_after_load(s: Script) -> None:
+    """As QEMU does when the device fails to run."""
+    lend(s)
+    lines = s.lines["target"]
+    runs = next(
+        line
+        for line in lines
+        if isinstance(line, State) and (line.device, line.new) == (DEVICES[1], "RUNNING")
+    )
+    failed = State(t=runs.t, device=runs.device, old=runs.old, new=runs.new, errno=5)
+    at = lines.index(runs)
+    lines[at:at] = [failed, Reset(t=runs.t, device=runs.device)]
+
+
 def written_with_gap(s: Script) -> None:
     lend(s)
     s.edit("target", Wrote, where={"device": DEVICES[0], "offset": 48}, offset=49, size=39)
@@ -228,6 +243,7 @@ def miscounted(s: Script) -> None:
 
 LENT: dict[str, Edit] = {
     "ST-5": left_resuming,
+    "ST-13": reset_after_load,
     "DS-16": written_with_gap,
     "EQ-6": read_less,
     "EQ-7": ram_differs,

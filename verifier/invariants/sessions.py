@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mockdev.journal import Loaded, Read, State, Wrote
+from mockdev.journal import Loaded, Read, Reset, State, Wrote
 from verifier.history.facts import Facts
 from verifier.history.observation import Said
 from verifier.invariants.passport import (
@@ -28,6 +28,11 @@ from verifier.invariants.passport import (
 _UAPI = "include/uapi/linux/vfio.h"
 _STOPPED = frozenset(("STOP", "STOP_COPY"))
 _QUIET = frozenset(("RUNNING_P2P", "PRE_COPY_P2P"))
+
+
+def was_reset(line: State) -> bool:
+    """Whether no arc of a device with P2P states leads there: somebody reset it."""
+    return line.new == "RUNNING" and line.old not in ("RUNNING", "RUNNING_P2P", "PRE_COPY")
 
 
 class EndOnlyStopped(Invariant[State | Read]):
@@ -141,7 +146,8 @@ class ReadToTheEnd(Invariant[State | Read]):
 
 class QuietBeforeStop(Invariant[State]):
     """Sound: one journal's order, of devices that were running when the stop began: that none is plugged in
-    while the VM is stopped is assumed, for such a one is made quiet alone.
+    while the VM is stopped is assumed, for such a one is made quiet alone. Once an arc has failed or a device
+    was reset, each goes its own way, and nothing more is judged.
 
     Misses: a device that is never made quiet at all (ST-1 sees that it skips the P2P states).
     """
@@ -159,14 +165,17 @@ class QuietBeforeStop(Invariant[State]):
     def __init__(self, facts: Facts) -> None:
         super().__init__(facts)
         self.exercised = False
+        self.over = False
         self.stopped: dict[str, Said] = {}
         self.late: dict[str, tuple[Said, Said]] = {}  # made quiet while another was stopped
 
     def on(self, seen: Said, event: State) -> Iterator[Finding]:
-        if seen.role != "source" or event.errno:
+        if seen.role != "source" or self.over:
             return
         name, old, new = event.device, event.old, event.new
-        if new in _QUIET and old in ("RUNNING", "PRE_COPY"):
+        if event.errno or was_reset(event):
+            self.over = True
+        elif new in _QUIET and old in ("RUNNING", "PRE_COPY"):
             other = next((said for device, said in self.stopped.items() if device != name), None)
             if other is not None:
                 self.late[name] = other, seen
@@ -228,6 +237,52 @@ class ReadyBeforeRun(Invariant[State]):
             yield self.finding
 
 
+class LoadedIsKept(Invariant[State | Reset]):
+    """Sound: a supervisor's one thread writes a reset before whatever comes after it; a device that has run
+    since it was loaded is the guest's to reset, unless an arc of it has just failed.
+
+    Misses: a device that loses its state without a reset (EQ-1 compares it), and mock endpoints, which reset
+    none.
+    """
+
+    passport = Passport(
+        "ST-13",
+        "When the migration has completed, no device that was loaded is reset before the VM has it running.",
+        Severity.CORRUPTS,
+        qemu("hw/vfio/migration.c", "vfio_migration_set_state, vfio_vmstate_change"),
+        SIDE_DEVICE,
+        (Need.TARGET, Need.COMPLETED),
+    )
+    kinds = (State, Reset)
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__(facts)
+        self.exercised = False
+        self.loaded = False
+        self.last: Said | None = None
+        self.finding: Finding | None = None
+
+    def on(self, seen: Said, event: State | Reset) -> Iterator[Finding]:
+        if seen.role != "target":
+            return iter(())
+        if isinstance(event, State):
+            self.loaded |= event.old == "RESUMING" and not event.errno
+            self.exercised |= self.loaded
+            self.last = seen
+        elif self.loaded and self.last is not None and isinstance(self.last.line, State):
+            line = self.last.line
+            if line.errno or line.new != "RUNNING":
+                after = f" after {line.old} > {line.new} failed" if line.errno else ""
+                message = f"it is reset{after}, and what was loaded is lost"
+                self.finding = self.finding or Finding(message, (self.last, seen))
+            self.loaded = False
+        return iter(())
+
+    def at_end(self) -> Iterator[Finding]:
+        if self.finding is not None and self.complete:
+            yield self.finding
+
+
 class LoadedBeforeLeaving(Invariant[State | Loaded | Wrote]):
     """Sound: an endpoint writes Loaded before it counts a buffer as done, and a supervisor has one thread, so
     the lines keep the order of the calls.
@@ -268,5 +323,6 @@ SESSIONS = (
     ReadToTheEnd,
     QuietBeforeStop,
     ReadyBeforeRun,
+    LoadedIsKept,
     LoadedBeforeLeaving,
 )

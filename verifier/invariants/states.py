@@ -189,7 +189,8 @@ class LoadedWhileResuming(Invariant[State | Loaded | Wrote]):
 
 
 class NotLeftBehind(Invariant[State]):
-    """Sound: judged at the end of a journal that has one, of a migration that completed.
+    """Sound: judged at the end of a journal that has one, of a migration that completed, at an end that lived
+    to see it.
 
     Misses: a device that was stopped and never started (STOP at the target); OC-1 and OC-3 ask whether the VM
     runs.
@@ -219,8 +220,11 @@ class NotLeftBehind(Invariant[State]):
         if self.last is None or self.where not in ("RESUMING", "ERROR"):
             return
         role = self.last.role
+        end = self.facts.endings.of(role)
         if role not in self.facts.outcomes:
             self.unknown = f"the {role}'s journal has no end"
+        elif end is not None and not end.own_word:
+            self.unknown = f"the {role} {end.outcome}"
         elif self.complete:
             yield Finding(f"it is in {self.where} at the end", (self.last,))
 

@@ -22,6 +22,7 @@ from mockdev.journal import (
     Mark,
     Read,
     Received,
+    Reset,
     Saved,
     State,
     Unanswered,
@@ -162,6 +163,7 @@ class Timeline:
             End: self._end,
             Verified: self._verified,
             Unanswered: self._unanswered,
+            Reset: self._reset,
             LoadTrace: self._load_trace,
             ThreadTrace: self._thread_trace,
             StatusTrace: self._status,
@@ -274,6 +276,9 @@ class Timeline:
         if not line.equal:
             wrong = "" if line.wrong_at is None else f", first at byte {line.wrong_at}"
             self.lanes.say(said.role, line.t, f"{line.device} is not what was saved{wrong}")
+
+    def _reset(self, said: Any, line: Reset) -> None:
+        self.lanes.say(said.role, line.t, f"{line.device} is reset")
 
     def _unanswered(self, said: Any, line: Unanswered) -> None:
         self.lanes.say(said.role, line.t, f"unanswered ioctl {line.request:#x} on {line.on}")

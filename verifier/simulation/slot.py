@@ -62,7 +62,8 @@ class Slot:
         try:
             file = yield from self._call(lambda now_ns: device.set_state(now_ns, new))
         except DeviceError as error:
-            self.say(self._arc_line(old, new, error.errno))
+            ends = State.ERROR if device.state is State.ERROR else new
+            self.say(self._arc_line(old, ends, error.errno))
             raise
         if file is not None:
             self.file = file
