@@ -225,6 +225,43 @@ def test_no_program_outlives_its_supervisor(lend: Any) -> None:
         os.close(pidfd)
 
 
+def test_no_program_outlives_who_started_its_supervisor(tmp_path: Path) -> None:
+    """Not even one that hears no signal, as a QEMU that hangs."""
+    said = tmp_path / "said"
+    deaf = "import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    deaf += "; open(sys.argv[1], 'w').write(str(os.getpid()) + chr(10)); time.sleep(1000)"
+    config = AttachConfig(
+        command=(sys.executable, "-c", deaf, str(said)),
+        names=("vf0",),
+        journal=str(tmp_path / "journal.jsonl"),
+        state_bytes=SIZE,
+    )
+    starter = f"""
+import os, subprocess, sys, time
+import msgspec
+from mockdev.attach.config import AttachConfig
+config = msgspec.json.decode({msgspec.json.encode(config)!r}, type=AttachConfig)
+config = msgspec.structs.replace(config, parent=os.getpid())
+command = [sys.executable, "-m", "mockdev.attach.supervisor"]
+supervisor = subprocess.Popen(command, stdin=subprocess.PIPE)
+supervisor.stdin.write(msgspec.json.encode(config) + bytes([10]))
+supervisor.stdin.flush()
+time.sleep(1000)
+"""
+    started = subprocess.Popen([sys.executable, "-c", starter], cwd=ROOT)
+    pidfd = -1
+    try:
+        wait_for(lambda: said.exists() and said.read_text().endswith("\n"))
+        pidfd = os.pidfd_open(int(said.read_text()))
+        started.kill()
+        assert gone(pidfd)
+    finally:
+        started.kill()
+        started.wait()
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
 def test_a_killed_load_leaves_nothing_waiting(lend: Any, tmp_path: Path) -> None:
     """The program dies while the device makes it wait: the supervisor notices, and says how it ended."""
     state = tmp_path / "state"

@@ -129,7 +129,7 @@ class Supervisor:
             )
             self._make_devices()
             control = stack.enter_context(Control(config.control, self._asked)) if config.control else None
-            stack.enter_context(_Signals(child.pid))
+            stack.enter_context(_Signals(child.pid, self.config))
             child.start()
             filling = threading.Thread(target=self._fill, name="fill", daemon=True)
             filling.start()
@@ -444,16 +444,20 @@ class Supervisor:
 
 
 class _Signals:
-    """While in it, what ends or asks a process goes to QEMU; Ctrl-C it gets from the terminal itself."""
+    """While in it, what ends or asks a process goes to QEMU; Ctrl-C it gets from the terminal itself.
 
-    def __init__(self, pid: int) -> None:
+    An orphan's QEMU is killed: one that hangs hears no signal, and nobody is left who would end it.
+    """
+
+    def __init__(self, pid: int, config: AttachConfig) -> None:
         self._pid = pid
+        self._config = config
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> None:
         def pass_on(number: int, _frame: FrameType | None) -> None:
             with suppress(ProcessLookupError):
-                os.kill(self._pid, number)
+                os.kill(self._pid, signal.SIGKILL if _is_orphan(self._config) else number)
 
         for number in _PASSED_SIGNALS:
             self._old[number] = signal.signal(number, pass_on)
@@ -498,19 +502,20 @@ def _say(event: str, **fields: object) -> None:
         print(json.dumps({"event": event, **fields}), flush=True)
 
 
+def _is_orphan(config: AttachConfig) -> bool:
+    """Whether whoever started this supervisor, and was to end it, is gone."""
+    return bool(config.parent) and os.getppid() != config.parent
+
+
 @contextmanager
 def _orphaned_too(config: AttachConfig) -> Iterator[None]:
     """Not for an orphan; and if it becomes one meanwhile, remove what its parent cannot any more."""
-
-    def orphan() -> bool:
-        return bool(config.parent) and os.getppid() != config.parent
-
     try:
-        if orphan():  # the parent died before its death could be told
+        if _is_orphan(config):  # the parent died before its death could be told
             raise VfmigError("whoever started this supervisor is gone")
         yield
     finally:
-        if orphan() and config.scratch is not None:
+        if _is_orphan(config) and config.scratch is not None:
             shutil.rmtree(config.scratch, ignore_errors=True)
 
 
