@@ -39,6 +39,9 @@ from mockdev.wire.structs import (
 )
 
 
+_READY_MAX = 8  # buffers whose pages are there from the start; more are seldom in use at once
+
+
 class Held(NamedTuple):
     """Where a received payload lies: in the device's own memory, or in `pooled`, or parts of it in each."""
 
@@ -61,7 +64,8 @@ class Intake:
         cap = migration.queue_cap_bytes
         names = [slot.idstr for slot in slots]
         self._plan: LoadPlan[Held] = LoadPlan(names, cap, late=migration.load_late)
-        self._pool = BufferPool(_pool_limit(migration), ready=migration.channels)
+        ready = min(migration.channels, _READY_MAX) if slots else 0
+        self._pool = BufferPool(_pool_limit(migration), ready)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._waiting = 0  # threads that wait on _changed
