@@ -212,6 +212,14 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(AnyLine).decode
 
 
+def failed_arc(t: int, device: str, *, old: str, asked: str, now: str, errno: int) -> list[State]:
+    """The lines of a single arc that failed. now: where it left the device: it may fail when it is done."""
+    if now == "ERROR":
+        return [State(t=t, device=device, old=old, new=now, errno=errno)]
+    done = [State(t=t, device=device, old=old, new=now)] if now != old else []
+    return [*done, State(t=t, device=device, old=now, new=asked, errno=errno)]
+
+
 def failure_line(time_ns: int, error: BaseException) -> Failure:
     """What ended a migration, as its end's journal has it."""
     if isinstance(error, RemoteProtocolError):

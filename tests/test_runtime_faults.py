@@ -12,6 +12,7 @@ from mockdev.errors import VfmigError
 from mockdev.journal import Mark, read
 from mockdev.runtime.config import MigrationConfig
 from tests.endpoints import migrate
+from verifier.check import check_path
 
 MIB = 1 << 20
 SHAPE = {"vfs": 2, "channels": 2, "state_bytes": 2 * MIB, "chunk_bytes": MIB // 2}
@@ -28,12 +29,16 @@ SHAPE = {"vfs": 2, "channels": 2, "state_bytes": 2 * MIB, "chunk_bytes": MIB // 
             "source",
             "EIO: 0000:00:03.0/vfio: injected on the arc to STOP_COPY",
         ),
+        ("source.vf1.arc.STOP_COPY:after=eio", "source", "EIO: 0000:00:03.0/vfio: injected on the arc"),
+        ("source.vf1.arc.STOP_COPY:error=eio", "source", "EIO: 0000:00:03.0/vfio: injected on the arc"),
         ("source.vf0:reset@1MiB", "source", "ENODEV: .*the save session has ended"),
         ("target.vf1.load:enomem@1MiB", "target", "ENOMEM: .*0000:00:03.0/vfio: injected at byte 1048576"),
         ("target.vf0.load:enomem@#2", "target", "ENOMEM: .*0000:00:02.0/vfio: injected from 1048576"),
         ("target.vf0.config:eio", "target", "EIO: 0000:00:02.0/vfio: injected"),
         ("target.vf0:reset@1MiB", "target", "ENODEV: .*the resume session has ended"),
         ("target.vf0:detach@+0ms", "target", "ENODEV|ENOTCONN"),
+        ("target.vf1.arc.RUNNING_P2P:after=eio", "target", "EIO: 0000:00:03.0/vfio: injected on the arc"),
+        ("target.vf1.arc.RUNNING_P2P:error=eio", "target", "EIO: 0000:00:03.0/vfio: injected on the arc"),
         ("target.vf1.arc.RUNNING:eio", "target", "EIO: 0000:00:03.0/vfio: injected on the arc to RUNNING"),
     ],
 )
@@ -47,6 +52,7 @@ def test_a_failing_device_fails_the_migration_and_the_source_runs_on(
     assert (outcome.source.runs, outcome.target.runs) == (True, False)
     lines = list(read(tmp_path / f"{end}.jsonl"))
     assert [line.name for line in lines if isinstance(line, Mark)].count("fault") == 1
+    assert not check_path(tmp_path).violations
 
 
 def test_a_source_whose_device_is_gone_cannot_run_on(tmp_path: Path) -> None:

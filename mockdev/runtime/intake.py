@@ -38,7 +38,6 @@ from mockdev.wire.structs import (
     VFIO_DEVICE_STATE_VERSION,
 )
 
-
 _READY_MAX = 8  # buffers whose pages are there from the start; more are seldom in use at once
 
 

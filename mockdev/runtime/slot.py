@@ -21,7 +21,7 @@ from mockdev.device.saving import Plan, SaveFile
 from mockdev.device.timing import PROFILES, Firmware, Profile
 from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
 from mockdev.faultspec import parse_all
-from mockdev.journal import Image, Verified
+from mockdev.journal import Image, Verified, failed_arc
 from mockdev.journal import State as StateLine
 from mockdev.memory import allocate
 from mockdev.runtime.session import Session
@@ -92,11 +92,26 @@ class Slot:
             try:
                 file = self._call(partial(self._arc, new))
             except DeviceError as error:
-                self._journal_arc(old, State.ERROR if device.state is State.ERROR else new, error.errno)
+                for line in failed_arc(
+                    self.session.clock.now_ns(),
+                    self.idstr,
+                    old=old.name,
+                    asked=new.name,
+                    now=device.state.name,
+                    errno=error.errno,
+                ):
+                    self.session.journal.write(line)
                 raise
             if file is not None:
                 self.file = file
-            self._journal_arc(old, new, 0)
+            self._journal_arc(old, new)
+
+    def reset(self) -> None:
+        """Back to RUNNING, from whatever state; what it was to save or had loaded is lost."""
+        old = self.device.state
+        self._call(self.device.reset)
+        self.file = None
+        self._journal_arc(old, State.RUNNING)
 
     def _arc(self, new: State, now_ns: int) -> DataFile | NotYet | None:
         return self.device.set_state(now_ns, new)
@@ -297,11 +312,9 @@ class Slot:
             message = f"{self.idstr}: {message}"
         return DeviceError(error.errno, f"{doing}: {message}" if doing else message, device=self.idstr)
 
-    def _journal_arc(self, old: State, new: State, number: int) -> None:
+    def _journal_arc(self, old: State, new: State) -> None:
         now_ns = self.session.clock.now_ns()
-        self.session.journal.write(
-            StateLine(t=now_ns, device=self.idstr, old=old.name, new=new.name, errno=number)
-        )
+        self.session.journal.write(StateLine(t=now_ns, device=self.idstr, old=old.name, new=new.name))
 
 
 def make_slots(session: Session, *, filled: bool) -> list[Slot]:

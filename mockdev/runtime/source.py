@@ -169,11 +169,15 @@ class Source:
         return True
 
     def _run_again(self, slot: Slot) -> None:
-        """A device whose save session had failed says so when it leaves PRE_COPY: once, then it goes on."""
+        """A device whose save session had failed says so when it leaves PRE_COPY: once, then it goes on. One
+        in ERROR can only be reset; the VM runs all the same, as with QEMU."""
         try:
             slot.set_state(State.RUNNING)
         except DeviceError:
-            slot.set_state(State.RUNNING)
+            if slot.device.state is State.ERROR:
+                slot.reset()
+            else:
+                slot.set_state(State.RUNNING)
 
     # -- connections ---------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from mockdev.device.files import DataFile, NotYet
 from mockdev.device.image import Pattern
 from mockdev.device.saving import SaveFile
 from mockdev.errors import DeviceError, LocalProtocolError, RemoteProtocolError
-from mockdev.journal import AnyLine, Image, Mark, Verified
+from mockdev.journal import AnyLine, Image, Mark, Verified, failed_arc
 from mockdev.journal import State as StateLine
 from mockdev.vfio.fsm import next_step
 from mockdev.vfio.uapi import State
@@ -62,12 +62,26 @@ class Slot:
         try:
             file = yield from self._call(lambda now_ns: device.set_state(now_ns, new))
         except DeviceError as error:
-            ends = State.ERROR if device.state is State.ERROR else new
-            self.say(self._arc_line(old, ends, error.errno))
+            for line in failed_arc(
+                self.world.now_ns,
+                self.name,
+                old=old.name,
+                asked=new.name,
+                now=device.state.name,
+                errno=error.errno,
+            ):
+                self.say(line)
             raise
         if file is not None:
             self.file = file
-        self.say(self._arc_line(old, new, 0))
+        self.say(self._arc_line(old, new))
+
+    def reset(self) -> Result[None]:
+        """Back to RUNNING, from whatever state."""
+        old = self.device.state
+        yield from self._call(self.device.reset)
+        self.file = None
+        self.say(self._arc_line(old, State.RUNNING))
 
     @property
     def in_precopy(self) -> bool:
@@ -192,8 +206,8 @@ class Slot:
         error.device = self.name
         return error
 
-    def _arc_line(self, old: State, new: State, number: int) -> StateLine:
-        return StateLine(t=self.world.now_ns, device=self.name, old=old.name, new=new.name, errno=number)
+    def _arc_line(self, old: State, new: State) -> StateLine:
+        return StateLine(t=self.world.now_ns, device=self.name, old=old.name, new=new.name)
 
 
 def _text(digest: xxhash.xxh3_128) -> str:

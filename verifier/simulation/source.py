@@ -118,11 +118,15 @@ class Source(Side):
         self.runs = True
 
     def run_again(self, slot: Slot) -> Steps:
-        """A device whose save session had failed says so when it leaves PRE_COPY: once, then it goes on."""
+        """A device whose save session had failed says so when it leaves PRE_COPY: once, then it goes on. One
+        in ERROR can only be reset; the VM runs all the same, as with QEMU."""
         try:
             yield from slot.set_state(State.RUNNING)
         except DeviceError:
-            yield from slot.set_state(State.RUNNING)
+            if slot.device.state is State.ERROR:
+                yield from slot.reset()
+            else:
+                yield from slot.set_state(State.RUNNING)
 
     def may_resume(self) -> bool:
         """After a failure: whether the target is known not to run the VM."""
