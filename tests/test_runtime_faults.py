@@ -60,6 +60,14 @@ def test_a_source_whose_device_is_gone_cannot_run_on(tmp_path: Path) -> None:
     assert outcome.outcome == "lost", outcome
 
 
+@pytest.mark.parametrize("how", ["eio", "after=eio", "error=eio"])
+def test_a_device_that_fails_when_all_has_been_sent_fails_no_migration(tmp_path: Path, how: str) -> None:
+    faults = (f"source.vf0.arc.STOP:{how}",)
+    outcome = migrate(tmp_path, faults=faults, precopy_bytes=1 << 20, **SHAPE)
+    assert (outcome.outcome, outcome.verified) == ("completed", True), outcome
+    assert not check_path(tmp_path).violations
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mockdev.errors import DeviceError, VfmigError
@@ -153,7 +154,10 @@ class Source:
         replies.wait_shut()
         self._pump.finish()
         for slot in self._slots:
-            slot.set_state(State.STOP)
+            with suppress(DeviceError):  # the VM runs at the target, whatever becomes of a device here
+                slot.set_state(State.STOP)
+            if slot.device.state is State.ERROR:
+                slot.reset()
 
     def _resume(self) -> bool:
         """After a failure, let the devices run again, unless the target may be running them."""
