@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from mockdev.journal import Image, Loaded, Mark, Received, Saved, Sent, State
 from mockdev.lab.migration import Cancel, run_migration
 from mockdev.runtime import slot
 from mockdev.runtime.config import MigrationConfig
+from mockdev.runtime.intake import Intake
+from mockdev.runtime.pump import SendPump
 from tests.endpoints import SMALL, lines, migrate
 from verifier.bench.cap import CONFIG_BYTES
 
@@ -115,6 +118,20 @@ def test_all_but_the_first_buffer_is_received_where_it_will_lie(
         receive(file, piece)
 
     monkeypatch.setattr(ResumeFile, "_receive", count)
+    # A buffer that comes before the target has read SWITCHOVER_START is kept elsewhere: none is to.
+    started = threading.Event()
+    start, start_saving = Intake.start, SendPump.start_saving
+
+    def started_too(intake: Intake) -> None:
+        start(intake)
+        started.set()
+
+    def once_started(pump: SendPump) -> None:
+        assert started.wait(60)
+        start_saving(pump)
+
+    monkeypatch.setattr(Intake, "start", started_too)
+    monkeypatch.setattr(SendPump, "start_saving", once_started)
     migrate(tmp_path, vfs=1, channels=1, state_bytes=257 * KIB, buffer_bytes=7 * KIB, chunk_bytes=16 * KIB)
     assert 0 < copied < 7 * KIB
 
