@@ -151,6 +151,17 @@ def test_a_target_that_was_called_off_when_it_had_taken_over_is_not_accused(
     assert doubted(report) == ({"OC-2", "OC-3"} if completed else set())
 
 
+def test_a_mock_target_that_is_killed_when_the_vm_ran_has_lost_nothing(tmp_path: Path) -> None:
+    """Its journal has no end, and tells that it had let the VM run."""
+    script = good()
+    script.record = recorded("crashed", ("completed", NO), ("crashed", NO)).record
+    script.lines["target"] = [line for line in script.lines["target"] if not isinstance(line, End)]
+    assert not ids(of(script, tmp_path)) & {"OC-2", "OC-3"}
+    resumed = [line for line in script.lines["target"] if isinstance(line, Mark) and line.name == "resume"]
+    script.lines["target"].remove(*resumed)
+    assert "OC-3" in ids(of(script, tmp_path))
+
+
 def test_the_record_is_believed_before_a_journal(tmp_path: Path) -> None:
     script = good()
     script.record = recorded("lost", ("completed", NO), ("crashed", NO)).record

@@ -36,6 +36,7 @@ SHAPE = {"vfs": 2, "channels": 2, "state_bytes": 2 * MIB, "chunk_bytes": MIB // 
         ("target.vf0.load:enomem@#2", "target", "ENOMEM: .*0000:00:02.0/vfio: injected from 1048576"),
         ("target.vf0.config:eio", "target", "EIO: 0000:00:02.0/vfio: injected"),
         ("target.vf0:reset@1MiB", "target", "ENODEV: .*the resume session has ended"),
+        ("target.vf0:reset@+0ms", "target", "ENODEV: .*(the resume session has ended|was reset)"),
         ("target.vf0:detach@+0ms", "target", "ENODEV|ENOTCONN"),
         ("target.vf1.arc.RUNNING_P2P:after=eio", "target", "EIO: 0000:00:03.0/vfio: injected on the arc"),
         ("target.vf1.arc.RUNNING_P2P:error=eio", "target", "EIO: 0000:00:03.0/vfio: injected on the arc"),

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mockdev.journal import End
+from mockdev.journal import End, Mark
 from verifier.history.observation import EndRecord, QmpEvent, Said, StatusTrace, VmTrace
 
 _WATCHED = ("crashed", "killed")
 _FINAL = ("completed", "failed", "cancelled")
 _SHUTDOWN = "shutdown"
-TELLING = frozenset((End, EndRecord, QmpEvent, StatusTrace, VmTrace))
+TELLING = frozenset((End, EndRecord, Mark, QmpEvent, StatusTrace, VmTrace))
 """The lines that may tell of an end."""
 
 
@@ -48,6 +48,7 @@ class Endings:
         self._vm: dict[str, Said] = {}
         self._qmp_status: dict[str, Said] = {}
         self._qmp_vm: dict[str, Said] = {}
+        self._took_over = False  # a mock target let the VM run
 
     def take(self, said: Said, *, supervised: bool) -> None:
         """A line that may tell of an end. supervised: a supervisor wrote this journal."""
@@ -55,6 +56,8 @@ class Endings:
         if isinstance(line, End):
             if not supervised:
                 self._ends[said.role] = said
+        elif isinstance(line, Mark):
+            self._took_over |= said.role == "target" and line.name == "resume"
         elif isinstance(line, EndRecord):
             self._records[said.role] = said
         elif isinstance(line, StatusTrace):
@@ -73,7 +76,9 @@ class Endings:
         if record is not None and isinstance(record.line, EndRecord):
             line = record.line
             own = self.own_word(role)
-            took_over = own is not None and own.outcome == "completed"
+            took_over = (
+                own.outcome == "completed" if own is not None else self._took_over and role == "target"
+            )
             ended_later = took_over and line.outcome in ("crashed", "cancelled")
             sure = line.outcome != "killed" and not ended_later
             if role == "source" and line.outcome in _FINAL and not line.runs and own is not None and own.runs:

@@ -123,13 +123,18 @@ class Target(Side):
         while self.open_channels:
             yield self.changed
 
+    def make_ready(self) -> Steps:
+        """All devices quiet towards each other, before any of them runs."""
+        for slot in self.slots:
+            slot.check_state(State.RESUMING)
+            yield from slot.set_state(State.RUNNING_P2P)
+
     def finish_load(self) -> Steps:
         """All has come: start the devices, and tell the source."""
         missing = "; ".join(filter(None, (block.missing() for block in self.ram.blocks.values())))
         if missing:
             raise RemoteProtocolError(missing, channel="main", field="ram")
-        for slot in self.slots:
-            yield from slot.set_state(State.RUNNING_P2P)
+        yield from self.make_ready()
         self.committed = True
         for slot in self.slots:
             yield from slot.set_state(State.RUNNING)

@@ -104,10 +104,9 @@ class _OneByOne(Source):
 
 
 class _StartedOneByOne(Target):
-    def finish_load(self) -> Steps:
+    def make_ready(self) -> Steps:
         for slot in self.slots:
             yield from slot.set_state(State.RUNNING)
-        yield from super().finish_load()
 
 
 class _StraightToStop(Source):
