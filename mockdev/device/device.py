@@ -179,6 +179,12 @@ class Device:
         """
         return self._run(now_ns, "precopy", file, lambda at_ns: self._precopy(at_ns, file))
 
+    def check_state(self, expected: State) -> None:
+        """DeviceError(ENODEV): it is in another state, so it was reset behind its owner's back."""
+        if self.state is not expected:
+            message = f"{self.name} was reset: it is in {self.state.name}, not in {expected.name}"
+            raise DeviceError(errno.ENODEV, message, device=self.name)
+
     def reset(self, now_ns: int) -> NotYet | None:
         """Back to RUNNING with both sessions dead, after what is in progress."""
         return self._run(now_ns, "reset", None, self._reset)

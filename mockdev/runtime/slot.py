@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -106,12 +105,6 @@ class Slot:
             if file is not None:
                 self.file = file
             self._journal_arc(old, new)
-
-    def check_state(self, expected: State) -> None:
-        """DeviceError(ENODEV): it is in another state, so it was reset behind our back."""
-        if self.device.state is not expected:
-            message = f"was reset: it is in {self.device.state.name}, not in {expected.name}"
-            raise DeviceError(errno.ENODEV, f"{self.idstr} {message}", device=self.idstr)
 
     def reset(self) -> None:
         """Back to RUNNING, from whatever state; what it was to save or had loaded is lost."""

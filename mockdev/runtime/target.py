@@ -125,7 +125,7 @@ class Target:
         if missing:
             raise RemoteProtocolError(missing, channel="main", field="ram")
         for slot in self._slots:
-            slot.check_state(State.RESUMING)
+            slot.device.check_state(State.RESUMING)
             slot.set_state(State.RUNNING_P2P)
         session.commit()
         for slot in self._slots:

@@ -76,12 +76,6 @@ class Slot:
             self.file = file
         self.say(self._arc_line(old, new))
 
-    def check_state(self, expected: State) -> None:
-        """DeviceError(ENODEV): it is in another state, so it was reset behind our back."""
-        if self.device.state is not expected:
-            message = f"was reset: it is in {self.device.state.name}, not in {expected.name}"
-            raise DeviceError(errno.ENODEV, f"{self.name} {message}", device=self.name)
-
     def reset(self) -> Result[None]:
         """Back to RUNNING, from whatever state."""
         old = self.device.state

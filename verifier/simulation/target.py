@@ -126,7 +126,7 @@ class Target(Side):
     def make_ready(self) -> Steps:
         """All devices quiet towards each other, before any of them runs."""
         for slot in self.slots:
-            slot.check_state(State.RESUMING)
+            slot.device.check_state(State.RESUMING)
             yield from slot.set_state(State.RUNNING_P2P)
 
     def finish_load(self) -> Steps:
