@@ -29,6 +29,7 @@ _LENGTHS = [0, 1, 4, 4096, 65536, 1 << 20, 1 << 31, (1 << 63) - 1]
 _OFFSETS = [0, 1, 4, 4095, 4096, 1 << 25, (1 << 40) - 1]
 _BAD = [0, 1, 4095, 1 << 47, 1 << 63, (1 << 64) - 1]
 _AREA_BYTES = 1 << 20
+_BEHIND_BYTES = 32 << 20  # what a long read may write to behind it: not to our own memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.pread64.argtypes = _libc.pwrite64.argtypes = (
@@ -75,7 +76,7 @@ def main() -> None:
     """Make them; print how many there were, and how far they got."""
     first, count, calls = int(sys.argv[1]) - 1, int(sys.argv[2]), int(sys.argv[3])
     choose = random.Random(1)
-    area = mmap.mmap(-1, _AREA_BYTES)
+    area = mmap.mmap(-1, _AREA_BYTES + _BEHIND_BYTES)
     start = ctypes.addressof(ctypes.c_char.from_buffer(area))
     lent = [*range(first, first + count)]
     files: list[int] = []  # data files that devices gave
