@@ -58,7 +58,7 @@ class Connected(Line, frozen=True, kw_only=True):
 
 @final
 class State(Line, frozen=True, kw_only=True):
-    """A device took one arc. errno: 0, or why the arc failed (it then stayed in `old`)."""
+    """A device took one arc. errno: 0, or why the arc failed: it then stayed in `old`, or `new` is ERROR."""
 
     device: str
     old: str
@@ -164,7 +164,7 @@ class Verified(Line, frozen=True, kw_only=True):
 
 class Mark(Line, frozen=True, kw_only=True):
     """A step of the migration: stop, switchover-start, precopy, end-of-stream, ping, pong, switchover-ack,
-    shut, resume."""
+    shut, resume; or fault: one that was asked for struck."""
 
     name: str
     value: int = 0

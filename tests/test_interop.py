@@ -117,27 +117,26 @@ def test_a_vm_runs_twice_after_a_late_cancel(tmp_path: Path, release: str) -> No
 
 @pytest.mark.parametrize("release", BINARIES)
 @pytest.mark.parametrize(
-    ("fault", "found"),
+    ("fault", "found", "unsure"),
     [
-        ("target.vf0.arc.RUNNING:eio", {"ST-13"}),  # reset, and all that was loaded is lost
-        ("target.vf0.arc.RUNNING:error=eio", {"ST-13"}),
-        ("target.vf0.config:eio", {"EQ-8"}),  # a write to the config space that fails is only logged
-        # Of no concern to the migration: the source's device fails, or is reset, when all has been sent.
-        ("source.vf0:reset@+2s", set()),
-        ("source.vf0.arc.STOP:eio", set()),
+        ("target.vf0.arc.RUNNING:eio", {"ST-13"}, set()),  # reset, and all that was loaded is lost
+        ("target.vf0.arc.RUNNING:error=eio", {"ST-13"}, set()),
+        ("target.vf0.config:eio", {"EQ-8"}, set()),  # a write to the config space that fails is only logged
+        # Of no concern to the migration: the source's device fails, and is reset, when all has been sent.
+        ("source.vf0.arc.STOP:eio", set(), {"EQ-8"}),
     ],
 )
-def test_a_completed_migration_that_lost_what_it_moved(
-    tmp_path: Path, release: str, fault: str, found: set[str]
+def test_a_migration_that_completes_in_spite_of_a_device(
+    tmp_path: Path, release: str, fault: str, found: set[str], unsure: set[str]
 ) -> None:
     vm = Vm(binary=BINARIES[release], keep_state=True)
     config = MigrationConfig(
         vfs=2, state_bytes=STATE_BYTES, profile="unlimited", precopy_bytes=MIB, faults=(fault,)
     )
     report = migrate(tmp_path, config, Pair(source=vm, target=vm, relay=True))
+    assert report.outcome == "completed"
     assert {violation.id for violation in report.violations} == found, report.violations
-    if found:
-        assert report.outcome == "completed"
+    assert {unknown.id for unknown in report.unknown} == unsure, report.unknown
 
 
 def test_on_the_main_channel_the_same_error_fails_cleanly(tmp_path: Path) -> None:

@@ -296,8 +296,10 @@ class QemuEnd:
         state = self._info.get("status", "none")
         run_state: dict[str, Any] = {}
         try:
+            if qemu.ended is None and state == "completed" and self._vm.keep_state:
+                common["complaint"] = self._keep_state(qemu) or common["complaint"]
             if qemu.ended is None:
-                run_state = self._run_state(qemu, state, common)
+                run_state = self._run_state(qemu, state)
         except QemuError:
             if qemu.wait(_DYING_S) is None:
                 raise
@@ -320,21 +322,15 @@ class QemuEnd:
             **common,
         )
 
-    def _run_state(self, qemu: Qemu, state: str, common: dict[str, Any]) -> dict[str, Any]:
-        """QEMU's answer to query-status, once it is what it stays; a target that is kept stopped is let run.
+    def _run_state(self, qemu: Qemu, state: str) -> dict[str, Any]:
+        """QEMU's answer to query-status, once it is what it stays; a target that was kept stopped is let run.
 
         A source says failed or cancelled a moment before it lets its VM run again: until then it is in
         finish-migrate, and there for good if it never does.
         """
         target = self._role == "target"
-        if state == "completed" and self._vm.keep_state:
-            try:
-                self._keep_state(qemu)
-            except (VfmigError, OSError) as lack:  # a full disk, say: the migration is as good as it was
-                self._core.unlink(missing_ok=True)
-                common["complaint"] = f"what the guest has could not be kept: {lack}"
-            if target:
-                qemu.execute("cont")
+        if target and state == "completed" and self._vm.keep_state:
+            qemu.execute("cont")
         deadline = time.monotonic() + (self._config.idle_timeout_s if target else _RUNS_AGAIN_S)
         while True:
             answer: dict[str, Any] = qemu.execute("query-status")
@@ -346,7 +342,16 @@ class QemuEnd:
                 return answer
             time.sleep(_LOOK_S)
 
-    def _keep_state(self, qemu: Qemu) -> None:
+    def _keep_state(self, qemu: Qemu) -> str:
+        """Keep what the guest has; "" or why that could not be: the migration is as good as it was."""
+        try:
+            self._write_state(qemu)
+        except (VfmigError, OSError) as lack:  # a full disk, say
+            self._core.unlink(missing_ok=True)
+            return f"what the guest has could not be kept: {lack}"
+        return ""
+
+    def _write_state(self, qemu: Qemu) -> None:
         """Write what the guest has into the evidence folder: its RAM, and the PCI state of its devices."""
         qemu.execute("dump-guest-memory", paging=False, protocol=f"file:{self._core.absolute()}")
         with Qtest(qemu.qtest) as qtest:
